@@ -1,0 +1,1 @@
+//! The CPU stand-in for a Trainium/Inferentia-style chip, and the default device.

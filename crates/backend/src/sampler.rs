@@ -1,0 +1,1 @@
+//! The sampler that every backend shares.

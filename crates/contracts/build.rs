@@ -1,0 +1,35 @@
+//! Compiles `proto/holdfast/v1` with protox (no installed protoc) and generates messages, clients and servers into
+//! `OUT_DIR`, beside the descriptor set that reflection serves. The set keeps its comments, so that a client that knows
+//! only reflection can read the documentation.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use prost::Message as _;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    let package = root.join("holdfast/v1");
+    println!("cargo:rerun-if-changed={}", package.display());
+
+    let mut files = Vec::new();
+    for entry in fs::read_dir(&package)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "proto") {
+            println!("cargo:rerun-if-changed={}", path.display());
+            files.push(path);
+        }
+    }
+    // The order of a directory is not defined, that of the descriptor set should be.
+    files.sort();
+
+    let mut compiler = protox::Compiler::new([&root])?;
+    compiler.include_source_info(true).include_imports(true).open_files(&files)?;
+    let descriptors = compiler.file_descriptor_set();
+
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptor.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! The gRPC edge: contracts to worker-api, identity, limits, errors.

@@ -1,0 +1,2 @@
+//! The Holdfast runtime.
+fn main() {}

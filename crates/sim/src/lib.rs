@@ -1,0 +1,1 @@
+//! Seeded simulation: crashes and pressure against the real kv, scheduler, engine, journal and worker.

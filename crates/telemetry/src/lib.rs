@@ -1,0 +1,1 @@
+//! OpenTelemetry set-up, and the names of every span, attribute and metric.

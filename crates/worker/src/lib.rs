@@ -1,0 +1,1 @@
+//! Sessions on one node, as a state machine with a thin shell.
