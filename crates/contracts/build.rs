@@ -3,13 +3,14 @@
 //! only reflection can read the documentation.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::{env, fs};
 
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    // Asked when it runs, not when it is compiled: checkouts that share a target directory must not read each other.
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     let package = root.join("holdfast/v1");
     println!("cargo:rerun-if-changed={}", package.display());
 

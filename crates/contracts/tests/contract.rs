@@ -47,10 +47,16 @@ fn elements(file: &FileDescriptorProto) -> Vec<(String, Vec<i32>)> {
         let synthetic: BTreeSet<i32> =
             of.field.iter().filter(|field| field.proto3_optional()).filter_map(|field| field.oneof_index).collect();
         for (i, field) in of.field.iter().enumerate() {
-            found.push((format!("{}.{}", of.name(), field.name()), [&at[..], &[path::MESSAGE_FIELD, i as i32]].concat()));
+            found.push((
+                format!("{}.{}", of.name(), field.name()),
+                [&at[..], &[path::MESSAGE_FIELD, i as i32]].concat(),
+            ));
         }
         for (i, oneof) in of.oneof_decl.iter().enumerate().filter(|(i, _)| !synthetic.contains(&(*i as i32))) {
-            found.push((format!("{}.{}", of.name(), oneof.name()), [&at[..], &[path::MESSAGE_ONEOF, i as i32]].concat()));
+            found.push((
+                format!("{}.{}", of.name(), oneof.name()),
+                [&at[..], &[path::MESSAGE_ONEOF, i as i32]].concat(),
+            ));
         }
         for (i, nested) in of.nested_type.iter().enumerate() {
             if !nested.options.as_ref().is_some_and(|options| options.map_entry()) {
@@ -190,8 +196,7 @@ fn enums_begin_with_unspecified_and_carry_their_name() {
 
 #[test]
 fn names_follow_the_style() {
-    let lower_snake =
-        |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let lower_snake = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
     for file in own_files() {
         let stem = file.name().trim_start_matches("holdfast/v1/").trim_end_matches(".proto");
         assert!(lower_snake(stem), "{}", file.name());

@@ -1,0 +1,122 @@
+//! The command line, as clap reads it. What commands do is in their own files.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A stateful runtime environment for agents: sessions keep the KV state of their whole conversation, so that a turn
+/// computes only what is new.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version = crate::build::VERSION, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start the runtime and serve gRPC until SIGTERM or Ctrl-C.
+    Serve(SettingsArgs),
+    /// Chat in the terminal; starts an embedded runtime unless --address names one.
+    Chat(ChatArgs),
+    /// Look at sessions and delete them.
+    Sessions(SessionsArgs),
+    /// List the models that a runtime serves.
+    Models(RemoteArgs),
+    /// Print every setting in force and where its value came from.
+    Config(SettingsArgs),
+    /// Print a completion script for a shell: `holdfast completions bash > ~/.local/share/bash-completion/completions/holdfast`.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where settings come from: built-in values, then --config, then HOLDFAST_… variables, then these flags.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct SettingsArgs {
+    /// A TOML file with settings; `holdfast config` prints all keys.
+    #[arg(long, env = "HOLDFAST_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where to listen [default: 127.0.0.1:50051]; port 0 takes a free one.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Option<String>,
+    /// Where sessions are kept; one process owns it at a time [default: ~/.local/share/holdfast].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// A model to serve: `pebble` (built in), a directory in Hugging Face layout, or NAME=DIRECTORY. May be repeated; the
+    /// first is the default.
+    #[arg(long = "model", value_name = "NAME|PATH")]
+    pub(crate) models: Vec<String>,
+    /// Allow listening beyond loopback without TLS or credentials.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// Any other setting, for example `--set device.threads=2`. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// A running runtime; without it one is started inside this process.
+    #[arg(long, env = "HOLDFAST_ADDRESS", value_name = "HOST:PORT")]
+    pub(crate) address: Option<String>,
+    /// Continue this session, or begin one of this name.
+    #[arg(long, value_name = "ID")]
+    pub(crate) session: Option<String>,
+    /// The system message of a new session.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) instructions: Option<String>,
+    /// 0 is greedy, at most 2 [default: the model's].
+    #[arg(long)]
+    pub(crate) temperature: Option<f32>,
+    #[command(flatten)]
+    pub(crate) settings: SettingsArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RemoteArgs {
+    /// The runtime to ask.
+    #[arg(long, env = "HOLDFAST_ADDRESS", value_name = "HOST:PORT", default_value = "127.0.0.1:50051", global = true)]
+    pub(crate) address: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SessionsArgs {
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
+    #[command(subcommand)]
+    pub(crate) command: SessionsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SessionsCommand {
+    /// List sessions: id, state, turns, tokens, last change.
+    List {
+        /// As ListSessions reads it, for example `state = IDLE AND labels.team = "red"`.
+        #[arg(long, default_value = "")]
+        filter: String,
+        /// At most this many.
+        #[arg(long, default_value_t = 1000)]
+        limit: usize,
+    },
+    /// Show one session with its items.
+    Show {
+        /// Its id.
+        session: String,
+    },
+    /// Delete sessions.
+    Delete {
+        /// Their ids.
+        #[arg(required = true)]
+        sessions: Vec<String>,
+    },
+    /// Follow a session's events until Ctrl-C.
+    Tail {
+        /// Its id.
+        session: String,
+        /// The first event wanted; 0 is only what happens from now on.
+        #[arg(long, default_value_t = 1)]
+        from: u64,
+    },
+}

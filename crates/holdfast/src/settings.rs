@@ -1,0 +1,347 @@
+//! Settings: one TOML file, environment variables (`HOLDFAST_…`) and flags, in that order of growing strength.
+//!
+//! In: figment providers. Out: [`Settings`], and for every key where its value came from. Unknown keys are errors. Deliberately
+//! not here: what a setting does (see the crate that takes it).
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use figment::providers::{Env, Format, Serialized, Toml};
+use figment::{Figment, Provider};
+use holdfast_types::Limits;
+use serde::{Deserialize, Serialize};
+
+/// Environment variables begin with this; `__` separates levels: `HOLDFAST_DEVICE__THREADS=2`.
+pub(crate) const ENV_PREFIX: &str = "HOLDFAST_";
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// Where the gRPC service listens.
+    pub(crate) listen: SocketAddr,
+    /// Allow listening beyond loopback without TLS or credentials.
+    pub(crate) insecure: bool,
+    /// Where sessions are kept.
+    pub(crate) data_dir: PathBuf,
+    /// Served models: a built-in name, a directory, or NAME=DIRECTORY. The first is the default model.
+    pub(crate) models: Vec<String>,
+    /// The device that each model runs on.
+    pub(crate) device: DeviceSettings,
+    /// How steps are filled.
+    pub(crate) scheduler: SchedulerSettings,
+    /// How sessions are kept in memory.
+    pub(crate) worker: WorkerSettings,
+    /// How the runtime ends.
+    pub(crate) shutdown: ShutdownSettings,
+    /// Logs, traces and metrics.
+    pub(crate) telemetry: TelemetrySettings,
+    /// Every bound on what a client can grow.
+    pub(crate) limits: Limits,
+}
+
+/// `[device]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DeviceSettings {
+    /// Threads of the CPU device; 0 is one per core.
+    pub(crate) threads: usize,
+    /// How weights are held: `f32` or `int8`.
+    pub(crate) weights: Weights,
+    /// Memory of the KV pool of each model, bytes.
+    pub(crate) kv_bytes: u64,
+    /// Tokens per KV block.
+    pub(crate) block_tokens: u32,
+    /// Sequences that may run at once.
+    pub(crate) slots: u32,
+    /// Most rows of one step.
+    pub(crate) max_step_rows: u32,
+    /// What the device costs, for cost reports.
+    pub(crate) price_usd_per_hour: Option<f64>,
+}
+
+/// How the CPU device holds weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Weights {
+    /// As they are.
+    F32,
+    /// 8-bit codes with a scale per group of 32.
+    Int8,
+}
+
+/// `[scheduler]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct SchedulerSettings {
+    /// Most rows of one step that compute new input, shared by the sequences that have some.
+    pub(crate) prefill_rows_per_step: u32,
+    /// How long one step should take at most, microseconds, as predicted from measured steps.
+    pub(crate) step_budget_us: u64,
+}
+
+/// `[worker]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct WorkerSettings {
+    /// Sessions at rest that stay folded in memory.
+    pub(crate) loaded_sessions: u32,
+}
+
+/// `[shutdown]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ShutdownSettings {
+    /// How long running turns may go on after a signal, seconds; what is unfinished then resumes at the next start.
+    pub(crate) drain_timeout_s: u64,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TelemetrySettings {
+    /// Log filter, as `tracing_subscriber::EnvFilter` reads it: `info`, `holdfast=debug,warn`.
+    pub(crate) log: String,
+    /// `text` or `json`.
+    pub(crate) log_format: LogFormat,
+    /// Where traces and metrics go over OTLP/gRPC, for example `http://127.0.0.1:4317`; off unless set.
+    pub(crate) otlp_endpoint: Option<String>,
+    /// Where Prometheus may read `/metrics`; off unless set.
+    pub(crate) prometheus_listen: Option<SocketAddr>,
+    /// `service.name` of what is exported.
+    pub(crate) service_name: String,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
+            insecure: false,
+            data_dir: default_data_dir(),
+            models: vec!["pebble".to_owned()],
+            device: DeviceSettings::default(),
+            scheduler: SchedulerSettings::default(),
+            worker: WorkerSettings::default(),
+            shutdown: ShutdownSettings::default(),
+            telemetry: TelemetrySettings::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for DeviceSettings {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            weights: Weights::F32,
+            kv_bytes: 256 << 20,
+            block_tokens: 16,
+            slots: 256,
+            max_step_rows: 1024,
+            price_usd_per_hour: None,
+        }
+    }
+}
+
+impl Default for SchedulerSettings {
+    fn default() -> Self {
+        Self { prefill_rows_per_step: 512, step_budget_us: 50_000 }
+    }
+}
+
+impl Default for WorkerSettings {
+    fn default() -> Self {
+        Self { loaded_sessions: 4_096 }
+    }
+}
+
+impl Default for ShutdownSettings {
+    fn default() -> Self {
+        Self { drain_timeout_s: 10 }
+    }
+}
+
+impl Default for TelemetrySettings {
+    fn default() -> Self {
+        Self {
+            log: "warn,holdfast=info".to_owned(),
+            log_format: LogFormat::Text,
+            otlp_endpoint: None,
+            prometheus_listen: None,
+            service_name: "holdfast".to_owned(),
+        }
+    }
+}
+
+/// `$XDG_DATA_HOME/holdfast`, else `~/.local/share/holdfast`, else `./holdfast-data`.
+fn default_data_dir() -> PathBuf {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_DATA_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+        .map_or_else(|| PathBuf::from("holdfast-data"), |base| base.join("holdfast"))
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingsError {
+    /// The file is not there.
+    #[error("INVALID_SETTING: the settings file {0} cannot be read: {1}")]
+    File(PathBuf, std::io::Error),
+    /// A key is unknown or a value is wrong.
+    #[error("INVALID_SETTING: {0}; `holdfast config` lists every key")]
+    Value(Box<figment::Error>),
+    /// A value that parses and cannot be meant.
+    #[error("INVALID_SETTING: {key}: {problem}")]
+    Meaning {
+        /// The key.
+        key: &'static str,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+}
+
+/// Settings and the layers they came from.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// What is in force.
+    pub(crate) settings: Settings,
+    figment: Figment,
+}
+
+/// Merges the layers: built-in, file, environment, flags.
+///
+/// # Errors
+/// [`SettingsError`] naming the key, the value and the layer.
+pub(crate) fn load(file: Option<&Path>, flags: impl Provider) -> Result<Loaded, SettingsError> {
+    let mut figment = Figment::new().merge(Serialized::defaults(Settings::default()));
+    if let Some(path) = file {
+        std::fs::metadata(path).map_err(|error| SettingsError::File(path.to_owned(), error))?;
+        figment = figment.merge(Toml::file_exact(path));
+    }
+    let figment = figment.merge(Env::prefixed(ENV_PREFIX).ignore(&["config", "address"]).split("__")).merge(flags);
+    let settings: Settings = figment.extract().map_err(|error| SettingsError::Value(Box::new(error)))?;
+    settings.check()?;
+    Ok(Loaded { settings, figment })
+}
+
+impl Loaded {
+    /// Where the value of a dotted key came from.
+    pub(crate) fn origin(&self, key: &str) -> String {
+        let Some(metadata) = self.figment.find_metadata(key) else { return "built-in".to_owned() };
+        if metadata.name.contains("environment") {
+            let variable = key.to_uppercase().replace('.', "__");
+            return format!("{ENV_PREFIX}{variable}");
+        }
+        match metadata.source.as_ref().and_then(figment::Source::file_path) {
+            Some(path) => path.display().to_string(),
+            None if metadata.name.contains("flag") => metadata.name.to_string(),
+            None => "built-in".to_owned(),
+        }
+    }
+}
+
+impl Settings {
+    /// What single values cannot say.
+    fn check(&self) -> Result<(), SettingsError> {
+        let wrong = |key, problem: String| Err(SettingsError::Meaning { key, problem });
+        if self.models.is_empty() {
+            return wrong("models", "name at least one model, for example [\"pebble\"]".to_owned());
+        }
+        if !self.listen.ip().is_loopback() && !self.insecure {
+            return wrong(
+                "listen",
+                format!(
+                    "{} is beyond loopback, and this build has neither TLS nor credentials; put a proxy in front and add \
+                     --insecure if that is meant",
+                    self.listen
+                ),
+            );
+        }
+        if !self.device.block_tokens.is_power_of_two() || !(1..=256).contains(&self.device.block_tokens) {
+            return wrong("device.block_tokens", format!("{} is not a power of two up to 256", self.device.block_tokens));
+        }
+        for (key, value) in [
+            ("device.slots", u64::from(self.device.slots)),
+            ("device.max_step_rows", u64::from(self.device.max_step_rows)),
+            ("device.kv_bytes", self.device.kv_bytes),
+            ("scheduler.prefill_rows_per_step", u64::from(self.scheduler.prefill_rows_per_step)),
+            ("scheduler.step_budget_us", self.scheduler.step_budget_us),
+            ("worker.loaded_sessions", u64::from(self.worker.loaded_sessions)),
+        ] {
+            if value == 0 {
+                return wrong(key, "must be at least 1".to_owned());
+            }
+        }
+        if let Some(name) = self.limits.entries().into_iter().find_map(|(name, value)| (value == 0).then_some(name)) {
+            return wrong("limits", format!("{name} must be at least 1"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::result_large_err)]
+    use super::*;
+
+    fn none() -> Serialized<toml::Table> {
+        Serialized::globals(toml::Table::new())
+    }
+
+    #[test]
+    fn file_then_environment_then_flags_and_the_origin_is_told() {
+        figment::Jail::expect_with(|jail| {
+            jail.create_file("h.toml", "[device]\nthreads = 3\nslots = 7\n[limits]\npage_size = 5\n")?;
+            jail.set_env("HOLDFAST_DEVICE__SLOTS", "9");
+            let flags = figment::providers::Toml::string("listen = \"127.0.0.1:9\"");
+            let loaded = load(Some(Path::new("h.toml")), flags).unwrap();
+            assert_eq!(loaded.settings.device.threads, 3);
+            assert_eq!(loaded.settings.device.slots, 9);
+            assert_eq!(loaded.settings.limits.page_size, 5);
+            assert_eq!(loaded.settings.listen.port(), 9);
+            assert!(loaded.origin("device.threads").ends_with("h.toml"));
+            assert_eq!(loaded.origin("device.slots"), "HOLDFAST_DEVICE__SLOTS");
+            assert_eq!(loaded.origin("device.kv_bytes"), "built-in");
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn unknown_keys_are_errors_in_every_layer() {
+        figment::Jail::expect_with(|jail| {
+            jail.create_file("h.toml", "[device]\nthread = 3\n")?;
+            let error = load(Some(Path::new("h.toml")), none()).unwrap_err().to_string();
+            assert!(error.contains("thread") && error.contains("INVALID_SETTING"), "{error}");
+            jail.set_env("HOLDFAST_LISTN", "x");
+            let error = load(None, none()).unwrap_err().to_string();
+            assert!(error.contains("listn"), "{error}");
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn values_that_cannot_be_meant_are_refused_by_key() {
+        for (toml, key) in [
+            ("listen = \"0.0.0.0:50051\"", "listen"),
+            ("models = []", "models"),
+            ("[device]\nblock_tokens = 17", "device.block_tokens"),
+            ("[device]\nslots = 0", "device.slots"),
+            ("[limits]\npage_size = 0", "page_size"),
+        ] {
+            let error = load(None, Toml::string(toml)).unwrap_err().to_string();
+            assert!(error.contains(key), "{toml}: {error}");
+        }
+        assert!(load(None, Toml::string("listen = \"0.0.0.0:50051\"\ninsecure = true")).is_ok());
+        assert!(matches!(load(Some(Path::new("/nowhere.toml")), none()), Err(SettingsError::File(..))));
+    }
+}
