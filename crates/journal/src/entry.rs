@@ -1,7 +1,8 @@
 //! Journal format 1: what an entry says. Field names are the format; see `docs/journal-format.md`.
 //!
-//! Every state of a session is a fold over its entries in order. A body is written as JSON; unknown bodies and newer formats are
-//! refused by the reader, unknown fields of a known body are refused too: a field that may be ignored does not belong here.
+//! Every state of a session is a fold over its entries in order. A body is written as JSON, `{"kind": {fields}}`; unknown bodies
+//! and newer formats are refused by the reader, unknown fields at any depth are refused too: a field that may be ignored does
+//! not belong here. Writing, reading and checking of bodies is in `chain`.
 
 use std::collections::BTreeMap;
 
@@ -42,7 +43,7 @@ pub struct NewEntry {
 pub struct Entry {
     /// Its place in the journal.
     pub lsn: Lsn,
-    /// Its place in its segment, from 0 without gaps.
+    /// Its place in the session's log, from 0 without gaps; the same in every session that shares its segment.
     pub index: u64,
     /// BLAKE3 over the previous entry of the session's log and this entry's stored bytes.
     pub hash: Digest,
@@ -56,11 +57,12 @@ pub struct Entry {
 
 /// What happened. The closed list of format 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Body {
     /// The session begins.
     SessionCreated {
         /// What it is fixed to at its first turn.
+        #[serde(with = "crate::bias::config")]
         config: Box<SessionConfig>,
         /// The revision that it is pinned to.
         revision: Box<ModelRevision>,
@@ -74,6 +76,7 @@ pub enum Body {
     /// Labels, expiry or (before the first turn) the configuration changed; carries the new whole.
     SessionUpdated {
         /// The new configuration, if it changed.
+        #[serde(default, with = "crate::bias::optional_config")]
         config: Option<Box<SessionConfig>>,
         /// What may change at any time, whole.
         mutable: SessionMutable,
@@ -204,6 +207,7 @@ pub struct TurnRequest {
     /// What to do with unanswered calls of the turn before.
     pub unresolved_calls: UnresolvedCalls,
     /// Sampling settings in force, with the seed.
+    #[serde(with = "crate::bias::settings")]
     pub settings: GenerationSettings,
     /// Which tools may be called; `None` is all of the session's.
     pub allowed_tools: Option<Vec<String>>,

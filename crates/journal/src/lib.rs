@@ -4,9 +4,15 @@
 //! (the worker folds them) and rendering or tokens' values.
 #![forbid(unsafe_code)]
 
+mod bias;
+mod chain;
 mod entry;
+mod memory;
+mod sqlite;
 
 pub use entry::{Body, Entry, FORMAT, Lsn, NewEntry, RequestMark, SessionMutable, TurnRequest};
+pub use memory::MemoryJournal;
+pub use sqlite::{CommitReport, OnCommit, SqliteJournal, SqliteSettings};
 
 use std::future::Future;
 use std::pin::Pin;
@@ -72,8 +78,10 @@ pub trait Journal: Send + Sync {
 
     /// Entries of one session in order, from place `from` on, at most `limit`; fewer only at the end. Blocking.
     ///
+    /// What is returned is verified from its first entry on; that a whole log holds is known once it is read from 0 to its end.
+    ///
     /// # Errors
-    /// [`JournalError::Corrupt`] when a hash or a body does not hold.
+    /// [`JournalError::NotFound`] when there is no such session, [`JournalError::Corrupt`] when a hash or a body does not hold.
     fn read(&self, tenant: &TenantId, session: &SessionId, from: u64, limit: usize)
     -> Result<Vec<Entry>, JournalError>;
 
@@ -108,7 +116,8 @@ pub trait Journal: Send + Sync {
     /// When the journal cannot be read.
     fn count(&self, tenant: &TenantId) -> Result<u64, JournalError>;
 
-    /// Removes every byte of a deleted session that no other session refers to; the future is ready when that is durable.
+    /// Removes every byte of a deleted session that no other session refers to; the future is ready when that is durable, with
+    /// the journal's latest position, or with [`JournalError::NotFound`].
     fn purge(&self, tenant: TenantId, session: SessionId) -> AppendFuture;
 
     /// A secret of this journal's data (32 random bytes made at its creation), from which sharing domains derive theirs.
