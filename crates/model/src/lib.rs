@@ -1,1 +1,37 @@
 //! A model on disk to memory: config, weights, tokenizer, template, and the reference forward pass.
+//!
+//! In: a [`ModelSource`], the built-in Pebble or a directory in Hugging Face layout. Out: a [`Model`]: a decoder described by
+//! data ([`DecoderConfig`]), its [`Weights`] as f32, and everything about its text ([`ModelText`]); and [`Reference`], the
+//! plain forward pass that every backend is compared with. The files are refused with a reason and a next step
+//! ([`ModelError`]) rather than half understood. Deliberately not here: fast kernels and quantisation (backends), sessions
+//! and what sampled tokens mean to a client (the worker), and anything that talks to a network.
+
+mod bytes;
+mod config;
+mod error;
+mod form;
+mod messages;
+mod model;
+mod pebble;
+pub mod random;
+mod reference;
+mod render;
+mod source;
+mod template;
+mod text;
+mod tokenizer;
+mod weights;
+
+pub use bytes::Utf8Assembler;
+pub use config::{
+    ARCHITECTURES, Architecture, BiasRule, DecoderConfig, LayerConfig, LayerPart, RopeConfig, RopeScaling, TensorNames,
+    TensorRole, TensorSpec,
+};
+pub use error::{ModelError, RenderError};
+pub use form::{ParsedCall, ToolCallForm};
+pub use model::Model;
+pub use reference::Reference;
+pub use render::{LogEnd, Next, OpenEnd, Prompt};
+pub use source::ModelSource;
+pub use text::{ModelText, TextFiles};
+pub use weights::{LayerWeights, Weights};

@@ -1,0 +1,41 @@
+//! The built-in model, Pebble.
+//!
+//! In: the files of `crates/model/pebble`, embedded. Out: a [`Model`]. Deliberately not here: anything that only Pebble does;
+//! its files describe it as any directory's would.
+
+use std::path::Path;
+
+use crate::weights::WeightBytes;
+use crate::{Model, ModelError, TextFiles};
+
+/// The name that `--model` and clients use.
+pub(crate) const NAME: &str = "pebble";
+
+/// Digest of the weights. Sessions are pinned to it, so it changes only with the model.
+const WEIGHTS_DIGEST: &str = "6eb0083922c9d212ad4ea20c2158640f7cbdcef5ac25228025fb1acfea4cac37";
+
+/// Aligned as f32 wants it, so that the weights are used where they lie in the binary.
+#[repr(C, align(64))]
+struct Aligned<T: ?Sized>(T);
+
+static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../pebble/model.safetensors"));
+
+/// Loads it.
+pub(crate) fn load() -> Result<Model, ModelError> {
+    let files = TextFiles {
+        config: include_str!("../pebble/config.json").to_owned(),
+        tokenizer: include_str!("../pebble/tokenizer.json").to_owned(),
+        generation_config: Some(include_str!("../pebble/generation_config.json").to_owned()),
+        chat_template: Some(include_str!("../pebble/chat_template.jinja").to_owned()),
+        tool_call_form: Some(include_str!("../pebble/tool_call_form.json").to_owned()),
+        ..TextFiles::default()
+    };
+    let path = Path::new("built-in/pebble");
+    let model = Model::from_memory(path, &files, WeightBytes::Static(&WEIGHTS.0))?;
+    let found = model.weights().digest().to_string();
+    if found != WEIGHTS_DIGEST {
+        let problem = format!("the embedded weights have digest {found}, expected {WEIGHTS_DIGEST}");
+        return Err(ModelError::Weights { path: path.to_owned(), problem });
+    }
+    Ok(model)
+}

@@ -1,0 +1,300 @@
+//! Bad model files: each is refused by the variant that names the file and the next step, and none panics.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::path::Path;
+
+use holdfast_model::random::{MICRO_VOCABULARY, MicroDtype, MicroShape};
+use holdfast_model::{Model, ModelError, ModelSource, Reference};
+use proptest::prelude::*;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn written() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    MicroShape::default().write(directory.path()).unwrap();
+    directory
+}
+
+fn load(directory: &TempDir) -> Result<Model, ModelError> {
+    Model::load(&ModelSource::Directory(directory.path().to_owned()))
+}
+
+/// What loading says after `change`, as (variant, message).
+fn refused(change: impl FnOnce(&Path)) -> (String, String) {
+    let directory = written();
+    change(directory.path());
+    let error = load(&directory).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("; ") || text.contains(": "), "no next step: {text}");
+    assert_eq!(error.failure().reason, holdfast_types::Reason::InvalidModel);
+    (format!("{error:?}").split([' ', '(']).next().unwrap().to_owned(), text)
+}
+
+fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
+    let mut value = fs::read_to_string(path).map(|text| serde_json::from_str(&text).unwrap()).unwrap_or(json!({}));
+    edit(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
+
+fn edit_weights(directory: &Path, edit: impl FnOnce(&mut Tensors)) {
+    let path = directory.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Tensors =
+        file.iter().map(|(n, v)| (n.to_owned(), v.dtype(), v.shape().to_vec(), v.data().to_vec())).collect();
+    edit(&mut all);
+    write_weights(&path, &all);
+}
+
+fn write_weights(path: &Path, tensors: &Tensors) {
+    let views = tensors.iter().map(|(n, d, s, b)| (n.clone(), TensorView::new(*d, s.clone(), b).unwrap()));
+    fs::write(path, safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()).unwrap();
+}
+
+fn checksums(directory: &Path) {
+    let bytes = fs::read(directory.join("model.safetensors")).unwrap();
+    fs::write(directory.join("B3SUMS"), format!("{}  model.safetensors\n", blake3::hash(&bytes))).unwrap();
+}
+
+#[test]
+fn a_written_model_is_the_built_one() {
+    for shape in [
+        MicroShape::default(),
+        MicroShape {
+            attention_bias: true,
+            mlp_bias: true,
+            tied: false,
+            llama3_rope: true,
+            seed: 7,
+            ..MicroShape::default()
+        },
+        MicroShape { dtype: MicroDtype::Bf16, vocab_size: MICRO_VOCABULARY + 3, ..MicroShape::default() },
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        shape.write(directory.path()).unwrap();
+        checksums(directory.path());
+        let (read, built) = (load(&directory).unwrap(), shape.build().unwrap());
+        assert_eq!(read.weights().digest(), built.weights().digest());
+        assert_eq!(read.text().revision(), built.text().revision());
+        assert_eq!(read.weights().lm_head(), built.weights().lm_head());
+        assert_eq!(read.weights().layer(1).down, built.weights().layer(1).down);
+        assert_eq!(read.weights().layer(0).q_bias.is_some(), shape.attention_bias);
+        let tokens = [1, 5, 60, 99, 2];
+        let logits = |model| Reference::new(model).unwrap().logits(&tokens).unwrap();
+        assert_eq!(logits(&read), logits(&built));
+        assert!(logits(&read).iter().flatten().all(|l| l.is_finite()));
+    }
+}
+
+#[test]
+fn seeds_decide_the_weights() {
+    let digest = |seed| MicroShape { seed, ..MicroShape::default() }.build().unwrap().weights().digest();
+    assert_eq!(digest(3), digest(3));
+    assert_ne!(digest(3), digest(4));
+}
+
+#[test]
+fn shards_are_one_model() {
+    let directory = written();
+    let whole = load(&directory).unwrap().weights().digest();
+    let path = directory.path().join("model.safetensors");
+    let mut map = serde_json::Map::new();
+    edit_weights(directory.path(), |all| {
+        let second = all.split_off(all.len() / 2);
+        for (name, part) in [("a.safetensors", &*all), ("b.safetensors", &second)] {
+            write_weights(&directory.path().join(name), part);
+            map.extend(part.iter().map(|t| (t.0.clone(), name.into())));
+        }
+    });
+    fs::remove_file(path).unwrap();
+    let index = directory.path().join("model.safetensors.index.json");
+    fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
+    assert_eq!(load(&directory).unwrap().weights().digest(), whole);
+
+    fs::remove_file(directory.path().join("b.safetensors")).unwrap();
+    assert!(matches!(load(&directory).unwrap_err(), ModelError::Read { path, .. } if path.ends_with("b.safetensors")));
+    fs::write(&index, json!({"weight_map": {"x": "../b.safetensors"}}).to_string()).unwrap();
+    assert!(matches!(load(&directory).unwrap_err(), ModelError::Weights { .. }));
+}
+
+#[test]
+fn damaged_weights_are_refused_by_name() {
+    let weights = "model.safetensors";
+    let (variant, text) = refused(|d| {
+        let bytes = fs::read(d.join(weights)).unwrap();
+        fs::write(d.join(weights), &bytes[..bytes.len() - 5]).unwrap();
+    });
+    assert_eq!(variant, "Truncated");
+    assert!(text.contains(weights), "{text}");
+    assert_eq!(refused(|d| fs::write(d.join(weights), b"").unwrap()).0, "Truncated");
+    assert_eq!(refused(|d| fs::write(d.join(weights), [0xff; 64]).unwrap()).0, "Weights");
+    assert_eq!(refused(|d| fs::remove_file(d.join(weights)).unwrap()).0, "Read");
+
+    let (variant, text) = refused(|d| {
+        checksums(d);
+        let mut bytes = fs::read(d.join(weights)).unwrap();
+        let at = bytes.len() - 100;
+        bytes[at] ^= 1;
+        fs::write(d.join(weights), bytes).unwrap();
+    });
+    assert_eq!(variant, "Checksum");
+    assert!(text.contains("B3SUMS"), "{text}");
+    for bad in ["nonsense", "00  model.safetensors", &format!("{}  ../x", "0".repeat(64))] {
+        assert_eq!(refused(|d| fs::write(d.join("B3SUMS"), bad).unwrap()).0, "ChecksumList");
+    }
+
+    let (variant, text) = refused(|d| edit_weights(d, |all| all.retain(|t| t.0 != "model.norm.weight")));
+    assert_eq!(variant, "MissingTensors");
+    assert!(text.contains("model.norm.weight"), "{text}");
+    let (variant, text) = refused(|d| {
+        edit_weights(d, |all| all.push(("model.layers.9.extra".to_owned(), Dtype::F32, vec![1], vec![0; 4])))
+    });
+    assert_eq!(variant, "ExtraTensors");
+    assert!(text.contains("model.layers.9.extra"), "{text}");
+    let (variant, text) = refused(|d| edit_weights(d, |all| all[0].2.insert(0, 1)));
+    assert_eq!(variant, "WrongShape");
+    assert!(text.contains("the config asks for"), "{text}");
+    let (variant, text) = refused(|d| edit_weights(d, |all| all[0].1 = Dtype::I32));
+    assert_eq!(variant, "WrongDtype");
+    assert!(text.contains("I32"), "{text}");
+    for value in [f32::NAN, f32::INFINITY] {
+        let (variant, text) = refused(|d| edit_weights(d, |all| all[2].3[8..12].copy_from_slice(&value.to_le_bytes())));
+        assert_eq!(variant, "NonFinite");
+        assert!(text.contains("element 2"), "{text}");
+    }
+}
+
+#[test]
+fn a_tied_matrix_written_twice_is_one_and_a_different_one_is_extra() {
+    let copy = |change: u8| {
+        move |all: &mut Tensors| {
+            let mut head = all.iter().find(|t| t.0 == "model.embed_tokens.weight").unwrap().clone();
+            head.0 = "lm_head.weight".to_owned();
+            head.3[0] ^= change;
+            all.push(head);
+        }
+    };
+    let directory = written();
+    let before = load(&directory).unwrap().weights().digest();
+    edit_weights(directory.path(), copy(0));
+    assert_eq!(load(&directory).unwrap().weights().digest(), before);
+    assert_eq!(refused(|d| edit_weights(d, copy(1))).0, "ExtraTensors");
+}
+
+#[test]
+fn a_bad_config_is_refused_by_key() {
+    assert_eq!(refused(|d| fs::write(d.join("config.json"), "{").unwrap()).0, "Config");
+    assert_eq!(refused(|d| fs::remove_file(d.join("config.json")).unwrap()).0, "Read");
+    let (variant, text) = refused(|d| edit_json(&d.join("config.json"), |c| c["architectures"] = json!(["Mamba"])));
+    assert_eq!(variant, "UnknownArchitecture");
+    assert!(text.contains("Mamba") && text.contains("LlamaForCausalLM"), "{text}");
+    let (variant, text) = refused(|d| edit_json(&d.join("config.json"), |c| c["sliding_window"] = json!(9)));
+    assert_eq!(variant, "Config");
+    assert!(text.contains("sliding_window"), "{text}");
+}
+
+#[test]
+fn a_bad_tokenizer_is_refused() {
+    let tokenizer = "tokenizer.json";
+    assert_eq!(refused(|d| fs::remove_file(d.join(tokenizer)).unwrap()).0, "Read");
+    assert_eq!(refused(|d| fs::write(d.join(tokenizer), "[]").unwrap()).0, "Tokenizer");
+    assert_eq!(refused(|d| fs::write(d.join(tokenizer), "not json").unwrap()).0, "Tokenizer");
+    assert_eq!(refused(|d| edit_json(&d.join(tokenizer), |t| t["model"]["type"] = json!("WordPiece"))).0, "Tokenizer");
+    assert_eq!(
+        refused(|d| edit_json(&d.join(tokenizer), |t| t["model"]["merges"] = json!([["q", "zz"]]))).0,
+        "Tokenizer"
+    );
+    let (variant, text) = refused(|d| edit_json(&d.join(tokenizer), |t| t["decoder"] = json!({"type": "WordPiece"})));
+    assert_eq!(variant, "UnsupportedDecoder");
+    assert!(text.contains("WordPiece") && text.contains("ByteLevel"), "{text}");
+    let (variant, text) =
+        refused(|d| edit_json(&d.join(tokenizer), |t| t["model"]["vocab"]["zzz"] = MICRO_VOCABULARY.into()));
+    assert_eq!(variant, "Vocabulary");
+    assert!(text.contains("zzz"), "{text}");
+}
+
+#[test]
+fn bad_settings_beside_the_tokenizer_are_refused() {
+    let generation = "generation_config.json";
+    assert_eq!(refused(|d| fs::write(d.join(generation), "{").unwrap()).0, "Settings");
+    let (variant, text) = refused(|d| edit_json(&d.join(generation), |g| g["temperature"] = json!(-1)));
+    assert_eq!(variant, "Settings");
+    assert!(text.contains("temperature"), "{text}");
+    assert_eq!(refused(|d| edit_json(&d.join(generation), |g| g["eos_token_id"] = json!([99_999]))).0, "Settings");
+    let none = refused(|d| {
+        edit_json(&d.join(generation), |g| g["eos_token_id"] = Value::Null);
+        edit_json(&d.join("config.json"), |c| c["eos_token_id"] = Value::Null);
+    });
+    assert_eq!(none.0, "NoStopToken");
+    assert_eq!(refused(|d| fs::write(d.join("tool_call_form.json"), "{\"open\": \"<\"}").unwrap()).0, "ToolForm");
+}
+
+#[test]
+fn generation_defaults_are_read() {
+    let directory = written();
+    edit_json(&directory.path().join("generation_config.json"), |g| {
+        g["temperature"] = json!(0.6);
+        g["top_k"] = json!(20);
+        g["max_new_tokens"] = json!(99);
+    });
+    let model = load(&directory).unwrap();
+    let defaults = model.text().generation_defaults();
+    assert_eq!((defaults.temperature, defaults.top_k, defaults.max_output_tokens), (Some(0.6), Some(20), Some(99)));
+    assert_eq!(model.text().stop_tokens(), [0, 2]);
+}
+
+#[test]
+fn a_bad_template_is_refused() {
+    let template = |source: &'static str| refused(move |d| fs::write(d.join("chat_template.jinja"), source).unwrap());
+    assert_eq!(refused(|d| fs::remove_file(d.join("chat_template.jinja")).unwrap()).0, "NoTemplate");
+    assert_eq!(template("{% for m in messages %}").0, "Template");
+    assert_eq!(template("{{ raise_exception('no') }}").0, "Template");
+    assert_eq!(template("hello").0, "Template");
+    let (variant, text) = template("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}");
+    assert_eq!(variant, "Template");
+    assert!(text.contains("stop token"), "{text}");
+    // The last message is told apart: nothing can be appended.
+    let (variant, text) = template(
+        "{% for m in messages %}<|im_start|>{{ m.role }}{{ ' (last)' if loop.last }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+    );
+    assert_eq!(variant, "UnstableTemplate");
+    assert!(text.contains("prefix-stable"), "{text}");
+    // Messages are numbered: what new ones become depends on how many were before.
+    let numbered =
+        "{% for m in messages %}<|im_start|>{{ loop.index }} {{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
+    assert_eq!(template(numbered).0, "UnstableTemplate");
+}
+
+#[test]
+fn a_name_that_is_nothing_says_what_there_is() {
+    let error = Model::load(&ModelSource::BuiltIn("granite".to_owned())).unwrap_err();
+    assert!(matches!(error, ModelError::UnknownName { .. }));
+    assert_eq!(error.failure().reason, holdfast_types::Reason::ModelNotFound);
+    let nowhere = Model::load(&ModelSource::Directory("/nonexistent/model".into())).unwrap_err();
+    assert!(matches!(nowhere, ModelError::Read { .. }));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn no_cut_and_no_flip_panics_and_checksums_find_every_flip(at in any::<prop::sample::Index>(), bit in 0_u8..8, cut in any::<bool>()) {
+        let directory = written();
+        checksums(directory.path());
+        let path = directory.path().join("model.safetensors");
+        let mut bytes = fs::read(&path).unwrap();
+        let at = at.index(bytes.len());
+        if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
+        fs::write(&path, &bytes).unwrap();
+        let is_checksum = matches!(load(&directory), Err(ModelError::Checksum { .. }));
+        prop_assert!(is_checksum);
+        fs::remove_file(directory.path().join("B3SUMS")).unwrap();
+        let result = load(&directory);
+        prop_assert!(!cut || result.is_err());
+    }
+}
