@@ -1,1 +1,23 @@
-//! The CPU stand-in for a Trainium/Inferentia-style chip, and the default device.
+//! The CPU stand-in for a Trainium/Inferentia-style chip, and the default device: a whole decoder on a fixed set of threads, with
+//! paged KV.
+//!
+//! In: a decoder described by data with its weights, [`NeuronSettings`], then step plans through
+//! [`holdfast_backend::Backend`]. Out: logits, samples, block bytes. Deliberately not here: block allocation and anything about
+//! sessions.
+//!
+//! Invariant: a row's bits depend on its sequence's tokens and positions only. Every kernel accumulates each output element
+//! in one fixed order, whatever the batch, the tile, the thread or the instruction set; that is why neither threads nor
+//! instruction sets are part of the numerics class.
+
+mod device;
+mod forward;
+mod kernels;
+mod kv;
+mod plan;
+mod pool;
+mod settings;
+mod weights;
+
+pub use device::NeuronDevice;
+pub use kernels::Isa;
+pub use settings::{KvSize, NeuronError, NeuronSettings, WeightFormat};

@@ -4,8 +4,10 @@
 mod build;
 mod chat;
 mod cli;
+mod clock;
 mod config;
 mod flags;
+mod gauges;
 mod runtime;
 mod serve;
 mod sessions;

@@ -74,8 +74,8 @@ pub(crate) enum Weights {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct SchedulerSettings {
-    /// Most rows of one step that compute new input, shared by the sequences that have some.
-    pub(crate) prefill_rows_per_step: u32,
+    /// Most tokens of one sequence's new input in one step.
+    pub(crate) prefill_chunk_tokens: u32,
     /// How long one step should take at most, microseconds, as predicted from measured steps.
     pub(crate) step_budget_us: u64,
 }
@@ -122,6 +122,15 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+impl From<LogFormat> for holdfast_telemetry::LogFormat {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Text => Self::Text,
+            LogFormat::Json => Self::Json,
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -155,7 +164,7 @@ impl Default for DeviceSettings {
 
 impl Default for SchedulerSettings {
     fn default() -> Self {
-        Self { prefill_rows_per_step: 512, step_budget_us: 50_000 }
+        Self { prefill_chunk_tokens: 256, step_budget_us: 50_000 }
     }
 }
 
@@ -267,14 +276,15 @@ impl Settings {
                 ),
             );
         }
-        if !self.device.block_tokens.is_power_of_two() || !(1..=256).contains(&self.device.block_tokens) {
-            return wrong("device.block_tokens", format!("{} is not a power of two up to 256", self.device.block_tokens));
+        let block = self.device.block_tokens;
+        if block == 0 || !block.is_multiple_of(16) || block > 1024 {
+            return wrong("device.block_tokens", format!("{block} is not a multiple of 16 up to 1024"));
         }
         for (key, value) in [
             ("device.slots", u64::from(self.device.slots)),
             ("device.max_step_rows", u64::from(self.device.max_step_rows)),
             ("device.kv_bytes", self.device.kv_bytes),
-            ("scheduler.prefill_rows_per_step", u64::from(self.scheduler.prefill_rows_per_step)),
+            ("scheduler.prefill_chunk_tokens", u64::from(self.scheduler.prefill_chunk_tokens)),
             ("scheduler.step_budget_us", self.scheduler.step_budget_us),
             ("worker.loaded_sessions", u64::from(self.worker.loaded_sessions)),
         ] {
@@ -343,5 +353,27 @@ mod tests {
         }
         assert!(load(None, Toml::string("listen = \"0.0.0.0:50051\"\ninsecure = true")).is_ok());
         assert!(matches!(load(Some(Path::new("/nowhere.toml")), none()), Err(SettingsError::File(..))));
+    }
+
+    #[test]
+    fn the_guide_tells_every_key_with_its_default() {
+        let guide = include_str!("../../../docs/configuration.md");
+        let toml::Value::Table(root) = toml::Value::try_from(Settings::default()).unwrap() else { unreachable!() };
+        let mut keys = Vec::new();
+        for (key, value) in &root {
+            match value.as_table() {
+                Some(section) => keys.extend(section.iter().map(|(inner, value)| (format!("{key}.{inner}"), value))),
+                None => keys.push((key.clone(), value)),
+            }
+        }
+        assert!(keys.len() > 30);
+        for (key, value) in keys {
+            let row = guide.lines().find(|line| line.starts_with(&format!("| `{key}` |")));
+            let row = row.unwrap_or_else(|| panic!("docs/configuration.md has no row for {key}"));
+            if key != "data_dir" {
+                let default = value.to_string().replace('"', "");
+                assert!(row.replace('"', "").contains(&default), "{row} does not tell the default {default}");
+            }
+        }
     }
 }

@@ -1,0 +1,330 @@
+//! The device: the [`Backend`] of this crate.
+//!
+//! In: plans, late masks, block copies. Out: samples, logits, block bytes. Deliberately not here: the check of a plan (`plan`) and the
+//! arithmetic (`forward`). A step is checked when it is submitted and computed when it is collected.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Instant;
+
+use holdfast_backend::sampler::{SlotSampler, check_mask};
+use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDirection, CopyDone, CopyTicket, StepTicket};
+use holdfast_model::{DecoderConfig, Weights};
+use holdfast_types::{
+    DeviceDescription, KvGroup, LateInputs, NumericsClass, OutputRequest, Precision, RowInput, SequenceOutput, SlotId,
+    StepLimits, StepOutput, StepPlan, TokenId, TokenMask,
+};
+
+use crate::forward::{Forward, Row, Tables};
+use crate::kv::{GroupPool, layout_name};
+use crate::plan::{Prepared, PreparedSequence, SamplerChange, Slots, blocks_of, rejected};
+use crate::weights::Decoder;
+use crate::{KvSize, NeuronError, NeuronSettings, WeightFormat};
+
+/// Most block copies that ended and were not polled.
+const COPIES_MAX: usize = 4_096;
+
+/// One CPU device.
+///
+/// Owned by one thread, which computes together with the device's own. Steps run when they are collected, oldest first;
+/// block copies run at once. It never fails on its own: `Lost` and `Fault` do not occur, its epoch stays 1.
+#[derive(Debug)]
+pub struct NeuronDevice {
+    description: DeviceDescription,
+    forward: Forward,
+    kv: Vec<GroupPool>,
+    slots: Slots,
+    /// Samplers of open slots, as of the last step that ran.
+    live: Vec<Option<Live>>,
+    open: VecDeque<Prepared>,
+    copies: Vec<CopyDone>,
+    next_copy: u64,
+}
+
+/// What a running slot remembers.
+#[derive(Debug)]
+struct Live {
+    sampler: Box<SlotSampler>,
+    last: Option<TokenId>,
+}
+
+/// Rows of a step in the order in which they run.
+struct Batch {
+    rows: Vec<Row>,
+    tables: Vec<Tables>,
+    /// Rows whose logits are wanted.
+    wanted: Vec<usize>,
+}
+
+impl NeuronDevice {
+    /// Packs a model's weights and sets the threads up. `weights` is not needed afterwards.
+    ///
+    /// # Errors
+    /// [`NeuronError`]: a setting out of range, by name; a model that the kernels cannot compute; no threads.
+    pub fn new(config: &DecoderConfig, weights: &Weights, settings: &NeuronSettings) -> Result<Self, NeuronError> {
+        settings.check()?;
+        let description = describe(config, weights, settings)?;
+        let context = description.limits.context as usize;
+        let decoder = Decoder::pack(config, weights, settings.weights, settings.isa);
+        let forward = Forward::new(config, decoder, &description.kv_groups, context, settings)?;
+        let block_tokens = settings.block_tokens as usize;
+        // Scratch lies behind the pool: the rows of a step, and for each sequence a block begun and a block ended.
+        let scratch = (settings.max_step_rows as usize).div_ceil(block_tokens) + 2 * settings.slots as usize;
+        let kv = description
+            .kv_groups
+            .iter()
+            .map(|group| {
+                let blocks = group.blocks as usize + scratch;
+                GroupPool::new(blocks, group.layers.len(), config.kv_heads, config.head_dim, block_tokens)
+            })
+            .collect();
+        tracing::info!(device = description.name, isa = settings.isa.name(), class = %description.numerics_class, "device ready");
+        Ok(Self {
+            slots: Slots::new(description.slots),
+            live: (0..description.slots).map(|_| None).collect(),
+            description,
+            forward,
+            kv,
+            open: VecDeque::new(),
+            copies: Vec::new(),
+            next_copy: 1,
+        })
+    }
+
+    fn execute(&mut self, step: &Prepared, late: &LateInputs) -> Vec<SequenceOutput> {
+        for change in &step.samplers {
+            match change {
+                SamplerChange::Open(slot, sampler) => {
+                    self.live[*slot as usize] = Some(Live { sampler: sampler.clone(), last: None });
+                }
+                SamplerChange::Close(slot) => self.live[*slot as usize] = None,
+            }
+        }
+        for (group, from, to) in &step.copies {
+            self.kv[*group].copy(*from, *to);
+        }
+        let batch = self.batch(step);
+        let logits = self.forward.run(&batch.rows, &batch.tables, &batch.wanted, &mut self.kv);
+        let mut logits = logits.chunks_exact(self.description.vocab_size as usize);
+        let asked = step.sequences.iter().filter(|sequence| !sequence.outputs.is_empty());
+        asked.map(|sequence| output(sequence, &mut self.live, &mut logits, late)).collect()
+    }
+
+    fn batch(&mut self, step: &Prepared) -> Batch {
+        let mut batch = Batch { rows: Vec::new(), tables: Vec::new(), wanted: Vec::new() };
+        let mut scratch_used = 0;
+        for (at, sequence) in step.sequences.iter().enumerate() {
+            let mut tables = sequence.tables.clone();
+            if sequence.scratch {
+                scratch_used += self.scratch(sequence, scratch_used, &mut tables);
+            }
+            batch.tables.push(tables);
+            batch.wanted.extend(sequence.outputs.iter().map(|output| batch.rows.len() + output.row as usize));
+            let last = self.live[sequence.slot as usize].as_ref().and_then(|live| live.last);
+            for (input, position) in sequence.inputs.iter().zip(sequence.start..) {
+                let token = match input {
+                    RowInput::Token(token) => *token,
+                    // The plan was checked: an earlier step has drawn.
+                    RowInput::LastSample => last.unwrap_or_default(),
+                };
+                batch.rows.push(Row { token, position, sequence: at });
+            }
+        }
+        batch
+    }
+
+    /// Gives a sequence scratch blocks from `used` on in the place of the pool's, and returns how many. What the pool's
+    /// block holds before the first row is copied, so that rows in scratch see it and the pool never sees them.
+    fn scratch(&mut self, sequence: &PreparedSequence, used: u32, tables: &mut Tables) -> u32 {
+        let block_tokens = self.description.block_tokens;
+        let end = sequence.start + sequence.inputs.len() as u32;
+        let first = sequence.start / block_tokens;
+        let count = end.div_ceil(block_tokens) - first;
+        for (group, table) in tables.iter_mut().enumerate() {
+            let base = self.description.kv_groups[group].blocks + used;
+            if let Some(begun) = table.get(first as usize) {
+                self.kv[group].copy(*begun, base);
+            }
+            table.truncate(first as usize);
+            table.extend(base..base + count);
+        }
+        count
+    }
+}
+
+impl Backend for NeuronDevice {
+    fn describe(&self) -> &DeviceDescription {
+        &self.description
+    }
+
+    fn submit(&mut self, plan: &StepPlan) -> Result<StepTicket, BackendError> {
+        if self.open.len() >= self.description.limits.in_flight as usize {
+            return rejected(format!("{} steps are open, which is all that the device takes", self.open.len()));
+        }
+        if self.open.iter().any(|step| step.id == plan.id) {
+            return rejected(format!("step {} is open already", plan.id.0));
+        }
+        let step = self.slots.prepare(plan, &self.description)?;
+        self.open.push_back(step);
+        Ok(StepTicket(plan.id))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a device measures its own time; nothing is decided by it")]
+    fn collect(&mut self, ticket: StepTicket, late: &LateInputs) -> Result<StepOutput, BackendError> {
+        let begun = Instant::now();
+        match self.open.front() {
+            Some(step) if step.id == ticket.0 => check_late(step, late, self.description.vocab_size)?,
+            _ => return rejected(format!("step {} is not the oldest open step", ticket.0.0)),
+        }
+        let Some(step) = self.open.pop_front() else { return rejected("no step is open") };
+        let sequences = self.execute(&step, late);
+        let device_time_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Ok(StepOutput { id: step.id, sequences, device_time_us })
+    }
+
+    fn begin_copy(&mut self, copy: BlockCopy) -> Result<CopyTicket, BackendError> {
+        let blocks = blocks_of(&self.description, copy.group)?;
+        let (group, block) = (copy.group as usize, copy.block.0);
+        if block >= blocks {
+            return rejected(format!("block {block} of group {group}, which has {blocks}"));
+        }
+        let imports = matches!(copy.direction, CopyDirection::Import(_));
+        if let Some(step) =
+            self.open.iter().find(|step| step.writes(group, block) || (imports && step.reads(group, block)))
+        {
+            return rejected(format!("block {block} of group {group} belongs to open step {}", step.id.0));
+        }
+        if self.copies.len() >= COPIES_MAX {
+            return rejected(format!("{COPIES_MAX} copies ended and were not polled"));
+        }
+        let result = match copy.direction {
+            CopyDirection::Export => Some(self.kv[group].export(block)),
+            CopyDirection::Import(bytes) => {
+                let expected = self.description.kv_groups[group].bytes_per_block;
+                if bytes.len() as u64 != expected {
+                    return rejected(format!("{} bytes for a block of {expected}", bytes.len()));
+                }
+                self.kv[group].import(block, &bytes);
+                None
+            }
+        };
+        let ticket = CopyTicket(self.next_copy);
+        self.next_copy += 1;
+        self.copies.push(CopyDone { ticket, result: Ok(result) });
+        Ok(ticket)
+    }
+
+    fn poll_copies(&mut self) -> Vec<CopyDone> {
+        std::mem::take(&mut self.copies)
+    }
+}
+
+/// Samples and logits of one sequence; `logits` gives the rows asked for, in order.
+fn output<'a>(
+    sequence: &PreparedSequence,
+    live: &mut [Option<Live>],
+    logits: &mut impl Iterator<Item = &'a [f32]>,
+    late: &LateInputs,
+) -> SequenceOutput {
+    let mut out = SequenceOutput { slot: SlotId(sequence.slot), samples: Vec::new(), logits: Vec::new() };
+    // The row that the latest sample predicts, and the sample.
+    let mut latest: Option<(usize, TokenId)> = None;
+    let mut accepted = true;
+    for (asked, logits) in sequence.outputs.iter().zip(logits) {
+        if asked.request != OutputRequest::Sample {
+            out.logits.push((asked.row, logits.to_vec()));
+        }
+        if asked.request == OutputRequest::Logits {
+            continue;
+        }
+        // A sample holds only while the rows after the one before it were what that one drew.
+        accepted &= latest.is_none_or(|(row, token)| sequence.inputs[row] == RowInput::Token(token));
+        let Some(live) = live[sequence.slot as usize].as_mut().filter(|_| accepted) else { continue };
+        let mask = mask_of(late, sequence.slot, asked.row);
+        let sample = live.sampler.sample(logits, sequence.start + asked.row + 1, mask);
+        live.last = Some(sample.id);
+        latest = Some((asked.row as usize + 1, sample.id));
+        out.samples.push(sample);
+    }
+    out
+}
+
+fn mask_of(late: &LateInputs, slot: u32, row: u32) -> Option<&TokenMask> {
+    late.masks.iter().find(|(of, at, _)| (of.0, *at) == (slot, row)).map(|(_, _, mask)| mask)
+}
+
+fn check_late(step: &Prepared, late: &LateInputs, vocab: u32) -> Result<(), BackendError> {
+    let mut seen = BTreeSet::new();
+    for (slot, row, mask) in &late.masks {
+        let samples = step.sequences.iter().filter(|sequence| sequence.slot == slot.0).any(|sequence| {
+            sequence.outputs.iter().any(|output| output.row == *row && output.request != OutputRequest::Logits)
+        });
+        if !samples {
+            return rejected(format!("a mask for row {row} of slot {}, which does not sample", slot.0));
+        }
+        if !seen.insert((slot.0, *row)) {
+            return rejected(format!("two masks for row {row} of slot {}", slot.0));
+        }
+        check_mask(mask, vocab)?;
+    }
+    Ok(())
+}
+
+fn describe(
+    config: &DecoderConfig,
+    weights: &Weights,
+    settings: &NeuronSettings,
+) -> Result<DeviceDescription, NeuronError> {
+    let (class, precision) = match settings.weights {
+        WeightFormat::F32 => ("neuron/f32/r1", Precision::Native),
+        WeightFormat::Int8 => ("neuron/int8/r1", Precision::Int8),
+    };
+    let mut kv_groups: Vec<KvGroup> = Vec::new();
+    for (number, layer) in config.layers.iter().enumerate() {
+        let number = u16::try_from(number).map_err(|_| NeuronError::Model("more than 65,536 layers".to_owned()))?;
+        match kv_groups.iter_mut().find(|group| group.window == layer.window) {
+            Some(group) => group.layers.push(number),
+            None => {
+                kv_groups.push(KvGroup { layers: vec![number], window: layer.window, blocks: 0, bytes_per_block: 0 })
+            }
+        }
+    }
+    let bytes_per_token_and_layer = 2 * (config.kv_heads * config.head_dim * size_of::<f32>()) as u64;
+    for group in &mut kv_groups {
+        group.bytes_per_block =
+            group.layers.len() as u64 * bytes_per_token_and_layer * u64::from(settings.block_tokens);
+    }
+    let bytes: u64 = kv_groups.iter().map(|group| group.bytes_per_block).sum();
+    let blocks = match settings.kv {
+        KvSize::Blocks(blocks) => blocks,
+        // Ids above are kept free for scratch.
+        KvSize::Bytes(most) => u32::try_from(most / bytes).unwrap_or(u32::MAX / 2),
+    };
+    if blocks == 0 {
+        let rule = format!("one block of {} tokens takes {bytes} bytes", settings.block_tokens);
+        return Err(NeuronError::Setting { setting: "kv_bytes", value: format!("{:?}", settings.kv), rule });
+    }
+    kv_groups.iter_mut().for_each(|group| group.blocks = blocks);
+    let limit = settings.context.unwrap_or(u32::MAX).min(config.context_limit);
+    let context = limit.min(blocks.saturating_mul(settings.block_tokens));
+    let threads = if settings.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", settings.threads) };
+    Ok(DeviceDescription {
+        name: format!("neuron:{} (cpu, {threads})", settings.ordinal),
+        backend: "neuron".to_owned(),
+        numerics_class: NumericsClass::new(class),
+        weights: weights.digest(),
+        kv_layout: layout_name(settings.block_tokens),
+        block_tokens: settings.block_tokens,
+        kv_groups,
+        slots: settings.slots,
+        limits: StepLimits {
+            rows: settings.max_step_rows,
+            sequences: settings.slots,
+            context,
+            in_flight: settings.in_flight,
+        },
+        vocab_size: config.vocab_size,
+        precisions: vec![precision],
+        price_usd_per_hour: settings.price_usd_per_hour,
+        epoch: 1,
+    })
+}

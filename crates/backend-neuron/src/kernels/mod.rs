@@ -1,0 +1,112 @@
+//! The kernels, and the choice of an instruction set for them.
+//!
+//! In: slices and an [`Isa`]. Out: the same bits on every instruction set. Each kernel is written once, plainly, over
+//! fixed-width lanes, and compiled several times; the compiler may widen it but never reorders floating point or fuses a
+//! multiplication with an addition. Deliberately not here: threads.
+
+pub(crate) mod activation;
+pub(crate) mod attention;
+pub(crate) mod matmul;
+pub(crate) mod norm;
+pub(crate) mod quantise;
+pub(crate) mod rope;
+
+/// Width that reductions are spread over: one AVX-512 register of f32. Part of the kernels' revision.
+pub(crate) const LANES: usize = 16;
+
+/// An instruction set that this machine was found to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Isa(Level);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Isa {
+    /// What every machine of the target has.
+    pub const PORTABLE: Self = Self(Level::Portable);
+
+    /// Every instruction set that kernels are compiled for and that this machine has, the widest last.
+    pub fn available() -> Vec<Self> {
+        let mut all = vec![Self::PORTABLE];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                all.push(Self(Level::Avx2));
+            }
+            let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            if wide && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512dq") {
+                all.push(Self(Level::Avx512));
+            }
+        }
+        all
+    }
+
+    /// The widest of [`Isa::available`].
+    pub fn widest() -> Self {
+        Self::available().last().copied().unwrap_or(Self::PORTABLE)
+    }
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512",
+        }
+    }
+}
+
+/// Compiles one body for every [`Isa`]: `fn name(args)` becomes `fn name(isa, args)`.
+macro_rules! kernel {
+    ($(#[$attribute:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
+        $(#[$attribute])*
+        $vis fn $name(isa: $crate::kernels::Isa, $($arg: $type),*) {
+            #[inline(always)]
+            fn body($($arg: $type),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            fn avx2($($arg: $type),*) {
+                body($($arg),*);
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+            fn avx512($($arg: $type),*) {
+                body($($arg),*);
+            }
+
+            match isa.0 {
+                $crate::kernels::Level::Portable => body($($arg),*),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: an `Isa` of this level is only made by `Isa::available`, after the machine was asked for avx2.
+                $crate::kernels::Level::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above, after the machine was asked for each of the four features.
+                $crate::kernels::Level::Avx512 => unsafe { avx512($($arg),*) },
+            }
+        }
+    };
+}
+pub(crate) use kernel;
+
+/// Adds lanes pairwise, halves onto halves: one fixed order.
+#[inline(always)]
+pub(crate) fn fold(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}

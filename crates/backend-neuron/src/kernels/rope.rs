@@ -1,0 +1,70 @@
+//! Rotary position embedding: tables once, then rotations of heads. Su et al., https://arxiv.org/abs/2104.09864, in the half-split
+//! convention: element i turns with element i + head_dim / 2.
+//!
+//! In: inverse frequencies, then heads and positions. Out: the heads, turned in place. Deliberately not here: how
+//! frequencies are stretched, which the model's config knows.
+
+/// Cosines and sines of every position below the context limit.
+#[derive(Debug)]
+pub(crate) struct RopeTable {
+    /// `[position][cos of each pair, sin of each pair]`.
+    values: Vec<f32>,
+    pairs: usize,
+}
+
+impl RopeTable {
+    /// Tables for positions below `context`; angles and their functions in f64, rounded once.
+    pub(crate) fn new(inverse_frequencies: &[f32], context: usize) -> Self {
+        let pairs = inverse_frequencies.len();
+        let mut values = Vec::with_capacity(context * pairs * 2);
+        for position in 0..context {
+            let angles = inverse_frequencies.iter().map(|frequency| position as f64 * f64::from(*frequency));
+            values.extend(angles.clone().map(|angle| libm::cos(angle) as f32));
+            values.extend(angles.map(|angle| libm::sin(angle) as f32));
+        }
+        Self { values, pairs }
+    }
+
+    /// Turns every head of `heads` (`[head][head_dim]`) to `position`.
+    pub(crate) fn rotate(&self, heads: &mut [f32], position: usize) {
+        let row = &self.values[position * self.pairs * 2..(position + 1) * self.pairs * 2];
+        let (cos, sin) = row.split_at(self.pairs);
+        for head in heads.chunks_exact_mut(self.pairs * 2) {
+            let (first, second) = head.split_at_mut(self.pairs);
+            for at in 0..self.pairs {
+                let (a, b) = (first[at], second[at]);
+                first[at] = a * cos[at] - b * sin[at];
+                second[at] = b * cos[at] + a * sin[at];
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rotation_turns_each_pair_by_its_angle() {
+        let frequencies = [1.0, 0.1, 0.01];
+        let table = RopeTable::new(&frequencies, 50);
+        let heads: Vec<f32> = (0..12).map(|at| at as f32 - 5.0).collect();
+        for position in [0, 1, 49] {
+            let mut got = heads.clone();
+            table.rotate(&mut got, position);
+            for head in 0..2 {
+                for (pair, frequency) in frequencies.iter().enumerate() {
+                    let (a, b) = (heads[head * 6 + pair], heads[head * 6 + pair + 3]);
+                    let (sin, cos) = (position as f64 * f64::from(*frequency)).sin_cos();
+                    let want = f64::from(a) * cos - f64::from(b) * sin;
+                    assert!((f64::from(got[head * 6 + pair]) - want).abs() < 1e-5);
+                    let want = f64::from(b) * cos + f64::from(a) * sin;
+                    assert!((f64::from(got[head * 6 + pair + 3]) - want).abs() < 1e-5);
+                }
+            }
+        }
+        let mut still = heads.clone();
+        table.rotate(&mut still, 0);
+        assert_eq!(still, heads, "position 0 is not turned");
+    }
+}

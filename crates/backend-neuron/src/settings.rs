@@ -1,0 +1,148 @@
+//! Settings of the device, and what can be wrong with them.
+//!
+//! In: an operator's wishes. Out: checked numbers, or an error that names the setting. Deliberately not here: reading files or
+//! the environment.
+
+use crate::Isa;
+use crate::kernels::attention::CHUNK;
+
+/// How weights are held. Decides the numerics class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeightFormat {
+    /// As they come.
+    #[default]
+    F32,
+    /// int8 codes with one scale per group of 32; activations are quantised per row and group. Embeddings, norms and biases stay f32.
+    Int8,
+}
+
+/// How much KV the device holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvSize {
+    /// As many blocks as fit into this many bytes, over all groups.
+    Bytes(u64),
+    /// This many blocks in every group.
+    Blocks(u32),
+}
+
+/// Settings of a [`crate::NeuronDevice`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct NeuronSettings {
+    /// Number of the device on its node; part of its name.
+    pub ordinal: u32,
+    /// Threads that compute, 1 to 256; the thread that calls is one of them.
+    pub threads: usize,
+    /// Size of the KV pool. Memory is taken from the system as blocks are written.
+    pub kv: KvSize,
+    /// Tokens per block: a multiple of 16, at most 1,024.
+    pub block_tokens: u32,
+    /// Sequence slots, 1 to 65,536.
+    pub slots: u32,
+    /// Most rows of a step, 1 to 65,536.
+    pub max_step_rows: u32,
+    /// Most steps submitted and not collected, 1 to 16. Steps are computed when they are collected, so more than 1 only moves the wait.
+    pub in_flight: u32,
+    /// Most tokens of a sequence; `None` is the model's own limit. The pool bounds it too.
+    pub context: Option<u32>,
+    /// How weights are held.
+    pub weights: WeightFormat,
+    /// Instruction set of the kernels; does not change any bit.
+    pub isa: Isa,
+    /// List price in USD per hour, if the operator set one.
+    pub price_usd_per_hour: Option<f64>,
+}
+
+impl Default for NeuronSettings {
+    /// One thread per core that the process may use (at most 256), 512 MiB of KV in blocks of 16 tokens, f32 weights.
+    fn default() -> Self {
+        Self {
+            ordinal: 0,
+            threads: std::thread::available_parallelism().map_or(1, usize::from).min(256),
+            kv: KvSize::Bytes(512 << 20),
+            block_tokens: 16,
+            slots: 256,
+            max_step_rows: 512,
+            in_flight: 1,
+            context: None,
+            weights: WeightFormat::F32,
+            isa: Isa::widest(),
+            price_usd_per_hour: None,
+        }
+    }
+}
+
+/// Why a device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NeuronError {
+    /// A setting is out of range.
+    #[error("device setting {setting} is {value}, {rule}")]
+    Setting {
+        /// Its name.
+        setting: &'static str,
+        /// What it was.
+        value: String,
+        /// What it may be.
+        rule: String,
+    },
+    /// The model has a shape that the device cannot compute.
+    #[error("the neuron device cannot run this model: {0}")]
+    Model(String),
+    /// The threads could not be started.
+    #[error("could not start the device's threads: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+}
+
+impl NeuronSettings {
+    /// Checks every number on its own.
+    ///
+    /// # Errors
+    /// [`NeuronError::Setting`] with the name, the value and the rule.
+    pub fn check(&self) -> Result<(), NeuronError> {
+        let range = |setting, value: u64, least: u64, most: u64| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            let rule = format!("it must be {least} to {most}");
+            Err(NeuronError::Setting { setting, value: value.to_string(), rule })
+        };
+        range("threads", self.threads as u64, 1, 256)?;
+        range("slots", self.slots.into(), 1, 65_536)?;
+        range("max_step_rows", self.max_step_rows.into(), 1, 65_536)?;
+        range("in_flight", self.in_flight.into(), 1, 16)?;
+        range("block_tokens", self.block_tokens.into(), CHUNK as u64, 1_024)?;
+        if !(self.block_tokens as usize).is_multiple_of(CHUNK) {
+            let rule = format!("it must be a multiple of {CHUNK}");
+            return Err(NeuronError::Setting { setting: "block_tokens", value: self.block_tokens.to_string(), rule });
+        }
+        if let Some(context) = self.context {
+            range("context", context.into(), 1, u32::MAX.into())?;
+        }
+        match self.kv {
+            KvSize::Bytes(_) => Ok(()),
+            KvSize::Blocks(blocks) => range("kv_blocks", blocks.into(), 1, u64::from(u32::MAX / 2)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_the_setting() {
+        let bad = |change: fn(&mut NeuronSettings)| {
+            let mut settings = NeuronSettings::default();
+            change(&mut settings);
+            settings.check().err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(bad(|_| {}), "");
+        assert_eq!(bad(|s| s.threads = 0), "device setting threads is 0, it must be 1 to 256");
+        assert_eq!(bad(|s| s.block_tokens = 24), "device setting block_tokens is 24, it must be a multiple of 16");
+        assert!(bad(|s| s.block_tokens = 8).contains("block_tokens"));
+        assert!(bad(|s| s.slots = 0).contains("slots"));
+        assert!(bad(|s| s.max_step_rows = 0).contains("max_step_rows"));
+        assert!(bad(|s| s.in_flight = 17).contains("in_flight"));
+        assert!(bad(|s| s.context = Some(0)).contains("context"));
+        assert!(bad(|s| s.kv = KvSize::Blocks(0)).contains("kv_blocks"));
+    }
+}

@@ -1,0 +1,172 @@
+//! The device through the shared conformance suite, on random micro models, against candle's forward and, where candle's has no
+//! words for it (sliding windows in some layers), against a plain forward of this file.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use holdfast_backend::Backend;
+use holdfast_backend::conformance::{self, Report, Tolerance};
+use holdfast_backend_neuron::{KvSize, NeuronDevice, NeuronSettings, WeightFormat};
+use holdfast_model::random::{MICRO_VOCABULARY, MicroDtype, MicroShape};
+use holdfast_model::{DecoderConfig, Model, Reference, Weights};
+
+struct Candle(Reference);
+
+impl conformance::Reference for Candle {
+    fn logits(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        self.0.logits(tokens).unwrap()
+    }
+}
+
+fn settings() -> NeuronSettings {
+    NeuronSettings {
+        threads: 2,
+        kv: KvSize::Blocks(20),
+        slots: 5,
+        max_step_rows: 24,
+        in_flight: 2,
+        ..NeuronSettings::default()
+    }
+}
+
+fn suite(model: &Model, settings: &NeuronSettings, tolerance: Tolerance) -> Report {
+    let mut factory =
+        || -> Box<dyn Backend> { Box::new(NeuronDevice::new(model.config(), model.weights(), settings).unwrap()) };
+    conformance::run(&mut factory, &Candle(Reference::new(model).unwrap()), tolerance)
+}
+
+fn shapes() -> Vec<MicroShape> {
+    let micro = MicroShape::default();
+    vec![
+        micro.clone(),
+        MicroShape { hidden: 40, layers: 3, heads: 3, kv_heads: 1, head_dim: 18, ffn: 70, seed: 1, ..micro.clone() },
+        MicroShape { tied: false, attention_bias: true, mlp_bias: true, llama3_rope: true, seed: 2, ..micro.clone() },
+        MicroShape { heads: 4, kv_heads: 4, vocab_size: MICRO_VOCABULARY + 37, seed: 3, ..micro.clone() },
+        MicroShape { hidden: 288, heads: 6, kv_heads: 2, head_dim: 48, ffn: 300, layers: 1, seed: 4, ..micro.clone() },
+        MicroShape { dtype: MicroDtype::Bf16, layers: 4, seed: 5, ..micro },
+    ]
+}
+
+/// Root mean square distances seen over these shapes are up to 3e-7 of the logits.
+#[test]
+fn f32_is_the_reference_within_rounding() {
+    for shape in shapes() {
+        let report = suite(&shape.build().unwrap(), &settings(), Tolerance { abs: 5e-5, rel: 1e-5 });
+        assert_eq!(report.rows_compared, 3 * 53);
+        assert!(report.relative_rms_error < 2e-6, "{report:?}");
+    }
+}
+
+/// int8 weights and activations are another model: it agrees with itself bit for bit, and its logits stay near (root mean
+/// square distances seen: up to 0.008 of the logits; largest single distance 0.3).
+#[test]
+fn int8_is_near_the_reference() {
+    for shape in shapes() {
+        let settings = NeuronSettings { weights: WeightFormat::Int8, ..settings() };
+        let report = suite(&shape.build().unwrap(), &settings, Tolerance { abs: 0.6, rel: 0.0 });
+        assert!(report.relative_rms_error < 0.016, "{report:?}");
+    }
+}
+
+#[test]
+fn other_shapes_of_the_device_pass_too() {
+    let model = MicroShape { seed: 6, ..MicroShape::default() }.build().unwrap();
+    let tolerance = Tolerance { abs: 5e-5, rel: 1e-5 };
+    for (threads, block_tokens, max_step_rows, in_flight) in [(1, 32, 8, 1), (3, 48, 160, 3)] {
+        suite(&model, &NeuronSettings { threads, block_tokens, max_step_rows, in_flight, ..settings() }, tolerance);
+    }
+}
+
+/// A plain forward in f64 over the model's weights, one position after the other.
+struct Plain<'a> {
+    config: DecoderConfig,
+    weights: &'a Weights,
+}
+
+impl Plain<'_> {
+    fn product(x: &[f64], matrix: &[f32]) -> Vec<f64> {
+        matrix.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum()).collect()
+    }
+
+    fn norm(&self, x: &[f64], weight: &[f32]) -> Vec<f64> {
+        let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        let root = (mean + f64::from(self.config.norm_eps)).sqrt();
+        x.iter().zip(weight).map(|(x, w)| x / root * f64::from(*w)).collect()
+    }
+
+    fn turn(&self, heads: &mut [f64], position: usize) {
+        let frequencies = self.config.rope.inverse_frequencies(self.config.head_dim);
+        for head in heads.chunks_exact_mut(self.config.head_dim) {
+            for (i, frequency) in frequencies.iter().enumerate() {
+                let (sin, cos) = (position as f64 * f64::from(*frequency)).sin_cos();
+                let (a, b) = (head[i], head[i + frequencies.len()]);
+                head[i] = a * cos - b * sin;
+                head[i + frequencies.len()] = b * cos + a * sin;
+            }
+        }
+    }
+}
+
+impl conformance::Reference for Plain<'_> {
+    fn logits(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        let c = &self.config;
+        let mut kv = vec![Vec::<(Vec<f64>, Vec<f64>)>::new(); c.layers.len()];
+        let mut all = Vec::new();
+        for (position, token) in tokens.iter().enumerate() {
+            let row = &self.weights.embeddings()[*token as usize * c.hidden..][..c.hidden];
+            let mut x: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+            for (index, layer) in c.layers.iter().enumerate() {
+                let w = self.weights.layer(index);
+                let normed = self.norm(&x, w.attention_norm);
+                let (mut q, mut k) = (Self::product(&normed, w.q), Self::product(&normed, w.k));
+                self.turn(&mut q, position);
+                self.turn(&mut k, position);
+                kv[index].push((k, Self::product(&normed, w.v)));
+                let first = layer.window.map_or(0, |window| (position + 1).saturating_sub(window as usize));
+                let mut mixed = vec![0.0; q.len()];
+                for head in 0..c.heads {
+                    let q = &q[head * c.head_dim..][..c.head_dim];
+                    let at = head / (c.heads / c.kv_heads) * c.head_dim;
+                    let seen = &kv[index][first..];
+                    let scores: Vec<f64> = seen
+                        .iter()
+                        .map(|(k, _)| {
+                            q.iter().zip(&k[at..]).map(|(a, b)| a * b).sum::<f64>() / (c.head_dim as f64).sqrt()
+                        })
+                        .map(f64::exp)
+                        .collect();
+                    let total: f64 = scores.iter().sum();
+                    for (score, (_, v)) in scores.iter().zip(seen) {
+                        let out = &mut mixed[head * c.head_dim..][..c.head_dim];
+                        out.iter_mut().zip(&v[at..]).for_each(|(out, v)| *out += score / total * v);
+                    }
+                }
+                x.iter_mut().zip(Self::product(&mixed, w.output)).for_each(|(x, y)| *x += y);
+                let normed = self.norm(&x, w.ffn_norm);
+                let gated: Vec<f64> = Self::product(&normed, w.gate)
+                    .into_iter()
+                    .zip(Self::product(&normed, w.up))
+                    .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
+                    .collect();
+                x.iter_mut().zip(Self::product(&gated, w.down)).for_each(|(x, y)| *x += y);
+            }
+            let logits = Self::product(&self.norm(&x, self.weights.final_norm()), self.weights.lm_head());
+            all.push(logits.into_iter().map(|x| x as f32).collect());
+        }
+        all
+    }
+}
+
+#[test]
+fn layers_with_sliding_windows_have_a_group_of_their_own() {
+    let model = MicroShape { layers: 4, seed: 7, ..MicroShape::default() }.build().unwrap();
+    for windows in
+        [[Some(5), None, Some(5), None], [Some(20), Some(20), Some(20), Some(20)], [None, Some(1), Some(17), None]]
+    {
+        let mut config = model.config().clone();
+        config.layers.iter_mut().zip(windows).for_each(|(layer, window)| layer.window = window);
+        let mut factory =
+            || -> Box<dyn Backend> { Box::new(NeuronDevice::new(&config, model.weights(), &settings()).unwrap()) };
+        let reference = Plain { config: config.clone(), weights: model.weights() };
+        conformance::run(&mut factory, &reference, Tolerance { abs: 5e-5, rel: 1e-5 });
+    }
+}

@@ -1,0 +1,115 @@
+//! The device against itself with other threads and instruction sets, and what it refuses beyond the shared suite.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use holdfast_backend::conformance::PlanBuilder;
+use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDirection};
+use holdfast_backend_neuron::{Isa, KvSize, NeuronDevice, NeuronError, NeuronSettings, WeightFormat};
+use holdfast_model::random::MicroShape;
+use holdfast_model::{Model, ModelSource};
+use holdfast_types::{BlockId, LateInputs, OutputRequest, Precision, SamplingParams, SlotSampling};
+
+fn sampling() -> SlotSampling {
+    let params = SamplingParams { temperature: 0.9, logprobs: Some(4), ..SamplingParams::default() };
+    SlotSampling { params, seed: 11, context: Vec::new(), sampled: Vec::new() }
+}
+
+fn small() -> NeuronSettings {
+    NeuronSettings { threads: 1, kv: KvSize::Blocks(20), slots: 3, max_step_rows: 64, ..NeuronSettings::default() }
+}
+
+/// A prompt in two uneven chunks beside another sequence, then a few sampled tokens: every logit and log probability.
+fn transcript(model: &Model, settings: &NeuronSettings) -> Vec<u32> {
+    let mut device = NeuronDevice::new(model.config(), model.weights(), settings).unwrap();
+    let precision = device.describe().precisions[0];
+    let vocab = device.describe().vocab_size;
+    let mut bits = Vec::new();
+    let token = |at: u32| (at * 37 + 11) % vocab;
+    let prompt: Vec<u32> = (0..45).map(token).collect();
+    let mut start = 0;
+    let mut inputs = prompt[..13].to_vec();
+    let mut plan = PlanBuilder::new(1).open(0, sampling()).open(1, sampling());
+    for group in 0..device.describe().kv_groups.len() as u16 {
+        plan = plan.table(0, group, 0, &[3, 9, 1, 4]).table(1, group, 0, &[7, 0]);
+    }
+    for step in 0..12 {
+        let last = inputs.len() as u32 - 1;
+        plan = plan.rows(0, start, &inputs, precision).want(last, OutputRequest::LogitsAndSample);
+        if step < 4 {
+            plan = plan.rows(1, step * 7, &(0..7).map(|at| token(at + step)).collect::<Vec<_>>(), precision);
+        }
+        let ticket = device.submit(&plan.build()).unwrap();
+        let output = device.collect(ticket, &LateInputs::default()).unwrap().sequences.remove(0);
+        bits.extend(output.logits[0].1.iter().map(|logit| logit.to_bits()));
+        bits.extend(output.samples[0].logprobs.iter().flat_map(|entry| [entry.id, entry.logprob.to_bits()]));
+        start += inputs.len() as u32;
+        inputs = if step == 0 { prompt[13..].to_vec() } else { vec![output.samples[0].id] };
+        plan = PlanBuilder::new(u64::from(step) + 2);
+    }
+    bits
+}
+
+#[test]
+fn threads_and_instruction_sets_change_no_bit() {
+    let micro = MicroShape::default();
+    let models = [
+        MicroShape { hidden: 300, heads: 6, kv_heads: 2, head_dim: 50, ffn: 700, seed: 8, ..micro.clone() }
+            .build()
+            .unwrap(),
+        MicroShape { attention_bias: true, mlp_bias: true, seed: 9, ..micro }.build().unwrap(),
+        Model::load(&ModelSource::resolve(ModelSource::BUILT_IN[0]).unwrap()).unwrap(),
+    ];
+    for model in &models {
+        for weights in [WeightFormat::F32, WeightFormat::Int8] {
+            let want = transcript(model, &NeuronSettings { weights, isa: Isa::PORTABLE, ..small() });
+            for threads in [1, 2, 3] {
+                for isa in Isa::available() {
+                    let got = transcript(model, &NeuronSettings { weights, threads, isa, ..small() });
+                    assert!(got == want, "{weights:?}, {threads} threads, {isa:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_description_says_what_was_set() {
+    let model = MicroShape::default().build().unwrap();
+    let new = |settings: NeuronSettings| NeuronDevice::new(model.config(), model.weights(), &settings);
+    let device = new(NeuronSettings { threads: 2, context: Some(100), ..small() }).unwrap();
+    let d = device.describe();
+    assert_eq!((d.name.as_str(), d.backend.as_str()), ("neuron:0 (cpu, 2 threads)", "neuron"));
+    assert_eq!((d.numerics_class.as_str(), d.precisions.as_slice()), ("neuron/f32/r1", [Precision::Native].as_slice()));
+    assert_eq!((d.limits.context, d.epoch, d.weights), (100, 1, model.weights().digest()));
+    assert_eq!(d.kv_groups[0].bytes_per_block, 2 * 2 * 16 * 16 * 4, "layers, k and v, width, tokens, bytes");
+
+    let device = new(NeuronSettings { weights: WeightFormat::Int8, kv: KvSize::Bytes(100_000), ..small() }).unwrap();
+    let d = device.describe();
+    assert_eq!((d.numerics_class.as_str(), d.precisions.as_slice()), ("neuron/int8/r1", [Precision::Int8].as_slice()));
+    assert_eq!((d.kv_groups[0].blocks, d.limits.context), (24, 384), "the pool bounds the context");
+
+    let error = new(NeuronSettings { kv: KvSize::Bytes(100), ..small() }).unwrap_err();
+    assert!(matches!(error, NeuronError::Setting { setting: "kv_bytes", .. }), "{error}");
+    assert!(matches!(
+        new(NeuronSettings { threads: 0, ..small() }),
+        Err(NeuronError::Setting { setting: "threads", .. })
+    ));
+}
+
+#[test]
+fn two_writers_of_one_block_are_rejected() {
+    let model = MicroShape::default().build().unwrap();
+    let mut device = NeuronDevice::new(model.config(), model.weights(), &small()).unwrap();
+    let both = PlanBuilder::new(1).open(0, sampling()).open(1, sampling()).table(0, 0, 0, &[2]).table(1, 0, 0, &[2]);
+    let plan = both.clone().rows(0, 0, &[1], Precision::Native).rows(1, 0, &[1], Precision::Native).build();
+    assert!(matches!(device.submit(&plan), Err(BackendError::Rejected(_))));
+    let ticket = device.submit(&both.rows(0, 0, &[1], Precision::Native).build()).unwrap();
+    // The only place is taken, and the block that the open step writes may not be replaced.
+    assert!(matches!(device.submit(&PlanBuilder::new(2).build()), Err(BackendError::Rejected(_))));
+    let export = |block| BlockCopy { group: 0, block: BlockId(block), direction: CopyDirection::Export };
+    assert!(matches!(device.begin_copy(export(2)), Err(BackendError::Rejected(_))));
+    device.begin_copy(export(3)).unwrap();
+    device.collect(ticket, &LateInputs::default()).unwrap();
+    device.begin_copy(export(2)).unwrap();
+    assert_eq!(device.poll_copies().len(), 2);
+}

@@ -1,0 +1,41 @@
+//! What the contract has and this version does not do: refused by name.
+
+use holdfast_client::v1;
+use v1::constraint::Kind;
+use v1::content_part::Part;
+
+use crate::ground::{Ground, Row, rows};
+use crate::turns::of_part;
+
+pub(crate) const ROWS: &[Row] = rows! {
+    "ForkSession" => Unimplemented, "METHOD_NOT_IMPLEMENTED", "metadata `method`", |ground| async {
+        let request = v1::ForkSessionRequest { name: ground.session().await, ..Default::default() };
+        ground.client.sessions().fork_session(request).await
+    };
+    "SuspendSession" => Unimplemented, "METHOD_NOT_IMPLEMENTED", "metadata `method`", |ground| async {
+        let request = v1::SuspendSessionRequest { name: ground.session().await };
+        ground.client.sessions().suspend_session(request).await
+    };
+    "a JSON schema as a constraint" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `options.constraint.json_schema`", |ground|
+        constrained(ground, Some(Kind::JsonSchema("{}".to_owned())));
+    "a regular expression as a constraint" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `options.constraint.regex`", |ground|
+        constrained(ground, Some(Kind::Regex(".*".to_owned())));
+    "a constraint without a form" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `options.constraint`", |ground|
+        constrained(ground, None);
+    "on_busy STEER" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `options.on_busy`", |ground|
+        ground.optioned(v1::TurnOptions { on_busy: v1::OnBusy::Steer.into(), ..Default::default() });
+    "on_busy INTERRUPT" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `options.on_busy`", |ground|
+        ground.optioned(v1::TurnOptions { on_busy: v1::OnBusy::Interrupt.into(), ..Default::default() });
+    "a picture" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `input[0].message.content[0].image`", |ground|
+        ground.given(vec![of_part(Part::Image(v1::ImagePart { media_type: "image/png".to_owned(), data: vec![0; 8] }))]);
+    "a file" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `input[0].message.content[0].file`", |ground|
+        ground.given(vec![of_part(Part::File(v1::FilePart::default()))]);
+    "include_modelled_cost" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `include_modelled_cost`", |ground| async {
+        let (_, name) = ground.talked().await;
+        ground.client.sessions().get_turn(v1::GetTurnRequest { name, include_modelled_cost: true }).await
+    };
+};
+
+async fn constrained(ground: &Ground, kind: Option<Kind>) -> Result<(), tonic::Status> {
+    ground.optioned(v1::TurnOptions { constraint: Some(v1::Constraint { kind }), ..Default::default() }).await
+}

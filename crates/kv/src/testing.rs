@@ -1,0 +1,25 @@
+//! A device's description for the tests of this crate.
+
+use holdfast_types::{DeviceDescription, Digest, KvGroup, NumericsClass, Precision, StepLimits};
+
+/// A device with one KV group per entry of `blocks`.
+pub(crate) fn device(block_tokens: u32, blocks: &[u32]) -> DeviceDescription {
+    DeviceDescription {
+        name: "test".into(),
+        backend: "test".into(),
+        numerics_class: NumericsClass::new("test/f32/r1"),
+        weights: Digest([3; 32]),
+        kv_layout: "f32".into(),
+        block_tokens,
+        kv_groups: (0_u16..)
+            .zip(blocks)
+            .map(|(layer, &blocks)| KvGroup { layers: vec![layer], window: None, blocks, bytes_per_block: 64 })
+            .collect(),
+        slots: 4,
+        limits: StepLimits { rows: 64, sequences: 4, context: 64, in_flight: 1 },
+        vocab_size: 100,
+        precisions: vec![Precision::Native],
+        price_usd_per_hour: None,
+        epoch: 1,
+    }
+}

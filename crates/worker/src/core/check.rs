@@ -1,0 +1,336 @@
+//! What is checked before anything is written: configuration, sampling, tools, items, and what they become.
+//!
+//! In: requests and a fold. Out: resolved settings, rendered runs, or the failure that says which field is wrong.
+//! Deliberately not here: shapes and sizes of a request alone (the gateway's).
+
+use std::collections::{BTreeSet, HashMap};
+
+use holdfast_types::{
+    Failure, FailureDetail, GenerationSettings, Item, ItemContent, ItemNumber, Limits, ModelRevision, NumberedItem,
+    NumericsPolicy, Origin, Reason, ReasoningRetention, SamplingOverrides, SessionConfig, TokenId, TokenRange, TokenRun,
+    ToolChoice, TurnNumber,
+};
+
+use super::{ServedModel, Shared};
+use crate::fold::SessionFold;
+use crate::language::{Language, LogEnd, Prompt};
+
+/// Items at their places, with the tokens that they become.
+pub(super) struct Rendered {
+    pub(super) items: Vec<NumberedItem>,
+    pub(super) runs: Vec<TokenRun>,
+}
+
+/// Where rendering goes on from.
+#[derive(Clone, Copy)]
+pub(super) struct Base {
+    pub(super) tokens: u32,
+    pub(super) items: u32,
+    pub(super) end: LogEnd,
+}
+
+impl Base {
+    pub(super) fn of(fold: &SessionFold) -> Self {
+        Self { tokens: fold.tokens(), items: fold.items().len() as u32, end: fold.end() }
+    }
+}
+
+/// What tool settings mean for the sampler.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct ToolPlan {
+    /// The first samples of the turn.
+    pub(super) forced: Vec<TokenId>,
+    /// A token that must not be sampled.
+    pub(super) banned: Option<TokenId>,
+}
+
+impl Shared {
+    /// Checks a configuration and puts the model's name in.
+    pub(super) fn check_config(&self, config: &mut SessionConfig) -> Result<usize, Failure> {
+        let device = self.model(&config.model)?;
+        let model = &self.models[device];
+        config.model.clone_from(&model.info.name);
+        if !model.language.has_template(&config.template) {
+            let problem = format!("model {} has no template {:?}", model.info.name, config.template);
+            return Err(Failure::field(Reason::InvalidArgument, "session.template", problem));
+        }
+        if !config.tools.is_empty() && model.language.call_form().is_none() {
+            let problem = format!("model {} cannot call tools", model.info.name);
+            return Err(Failure::field(Reason::InvalidTool, "session.tools", problem));
+        }
+        let mut names = BTreeSet::new();
+        for (i, tool) in config.tools.iter().enumerate() {
+            if !names.insert(tool.name.as_str()) {
+                let problem = format!("tool {:?} is there twice", tool.name);
+                return Err(Failure::field(Reason::InvalidTool, format!("session.tools[{i}].name"), problem));
+            }
+        }
+        check_sampling("session.sampling", &config.sampling, &self.settings.limits, model)?;
+        Ok(device)
+    }
+
+    /// The revision that a session of this model is pinned to.
+    pub(super) fn revision(&self, device: usize) -> ModelRevision {
+        let info = &self.models[device].info;
+        ModelRevision {
+            weights: info.weights,
+            tokenizer: info.tokenizer,
+            template: info.template,
+            numerics_class: info.numerics_class.clone(),
+            build: self.settings.build.clone(),
+        }
+    }
+
+    /// Whether the served model is the one that the session is pinned to; the new numerics class if it changed and may.
+    pub(super) fn check_revision(&self, fold: &SessionFold) -> Result<(usize, bool), Failure> {
+        let pinned = fold.revision();
+        let gone = |problem: String| {
+            Failure::new(Reason::ModelRevisionUnavailable, problem).with(FailureDetail::Resource {
+                name: format!("models/{}", fold.config().model),
+            })
+        };
+        let name = &fold.config().model;
+        let device = self.model(name).map_err(|_| gone(format!("model {name}, which the session is pinned to, is not served")))?;
+        let info = &self.models[device].info;
+        for (what, pinned, served) in [
+            ("weights", pinned.weights, info.weights),
+            ("tokenizer", pinned.tokenizer, info.tokenizer),
+            ("template", pinned.template, info.template),
+        ] {
+            if pinned != served {
+                return Err(gone(format!("the session is pinned to {what} {pinned} of model {name}, served is {served}")));
+            }
+        }
+        let changed = pinned.numerics_class != info.numerics_class;
+        if changed && fold.config().numerics_policy == NumericsPolicy::RequireSame {
+            let message = format!(
+                "the session requires numerics class {}, the device computes in {}; serve that class or set numerics_policy to ALLOW_RECORDED",
+                pinned.numerics_class, info.numerics_class
+            );
+            return Err(Failure::new(Reason::NumericsClassChanged, message));
+        }
+        Ok((device, changed))
+    }
+
+    /// Sampling settings in force, from all layers.
+    pub(super) fn settings(
+        &self,
+        device: usize,
+        config: &SessionConfig,
+        request: &SamplingOverrides,
+        seed: u64,
+    ) -> Result<GenerationSettings, Failure> {
+        let model = &self.models[device];
+        check_sampling("sampling", request, &self.settings.limits, model)?;
+        let layers = request.clone().over(&config.sampling).over(model.language.generation_defaults());
+        Ok(layers.resolve(seed, self.settings.limits.default_max_output_tokens))
+    }
+
+    /// Renders items after `base`. Closing tokens of what ended early come first.
+    pub(super) fn render(
+        &self,
+        fold: &SessionFold,
+        device: usize,
+        base: Base,
+        (turn, items): (Option<TurnNumber>, Vec<Item>),
+    ) -> Result<Rendered, Failure> {
+        let model = &self.models[device];
+        let language = &*model.language;
+        let run = |origin, ids| TokenRun {
+            origin,
+            precision: model.precision,
+            numerics_class: model.info.numerics_class.clone(),
+            ids,
+            logprobs: Vec::new(),
+        };
+        let (mut runs, mut end, mut start) = (Vec::new(), base.end, base.tokens);
+        if end.is_open() {
+            let closing = language.closing(end);
+            start += closing.len() as u32;
+            runs.extend((!closing.is_empty()).then(|| run(Origin::Closing, closing)));
+            end = LogEnd::Closed;
+        }
+        let prompt = Prompt::of(fold.config(), fold.pinned_date());
+        let ids = language.render(&prompt, end, &items, turn.is_some()).map_err(|problem| {
+            let message = format!("the template of model {} cannot express the items: {problem}", model.info.name);
+            Failure::new(Reason::TemplateRejectedItems, message)
+        })?;
+        let tokens = TokenRange { start, end: start + ids.len() as u32 };
+        let limit = model.info.context_limit;
+        // One token of room, so that a turn can say something.
+        let needed = u64::from(tokens.end) + u64::from(turn.is_some());
+        if needed > u64::from(limit) {
+            return Err(overflow(base.tokens, needed, limit));
+        }
+        runs.extend((!ids.is_empty()).then(|| run(Origin::Rendered, ids)));
+        let numbered = items.into_iter().zip(base.items + 1..);
+        let items =
+            numbered.map(|(item, n)| NumberedItem { number: ItemNumber(n), turn, tokens, item }).collect::<Vec<_>>();
+        let (count, most) = (base.items as usize + items.len(), self.settings.limits.items_per_session);
+        if count > most as usize {
+            return Err(Failure::limit("items_per_session", most.into(), count as u64));
+        }
+        Ok(Rendered { items, runs })
+    }
+}
+
+fn overflow(used: u32, needed: u64, limit: u32) -> Failure {
+    let message = format!(
+        "the context holds {limit} tokens; {used} are used, and with the new items {needed} are needed: shorten the items or begin a new session"
+    );
+    Failure::new(Reason::ContextOverflow, message)
+        .with(FailureDetail::Limit { name: "context_limit".to_owned(), limit: limit.into(), requested: needed })
+}
+
+/// Checks call ids and retention of items that are about to follow; `known` says of a call id whether it was answered.
+pub(super) fn check_items(
+    path: &str,
+    items: &[Item],
+    retention: ReasoningRetention,
+    known: impl Fn(&str) -> Option<bool>,
+) -> Result<(), Failure> {
+    let mut calls: HashMap<&str, bool> = HashMap::new();
+    for (i, item) in items.iter().enumerate() {
+        match &item.content {
+            ItemContent::ToolCall { call_id, .. } => {
+                if known(call_id).is_some() || calls.insert(call_id, false).is_some() {
+                    let problem = format!("call id {call_id:?} is in use in this session");
+                    return Err(Failure::field(
+                        Reason::DuplicateCallId,
+                        format!("{path}[{i}].tool_call.call_id"),
+                        problem,
+                    ));
+                }
+            }
+            ItemContent::ToolResult { call_id, .. } => {
+                let at = format!("{path}[{i}].tool_result.call_id");
+                match calls.get(call_id.as_str()).copied().or_else(|| known(call_id)) {
+                    None => {
+                        let problem = format!("no call {call_id:?} was made in this session");
+                        return Err(Failure::field(Reason::UnknownCallId, at, problem));
+                    }
+                    Some(true) => {
+                        let problem = format!("call {call_id:?} was answered already");
+                        return Err(Failure::field(Reason::DuplicateCallId, at, problem));
+                    }
+                    Some(false) => {
+                        calls.insert(call_id, true);
+                    }
+                }
+            }
+            ItemContent::Reasoning { .. } if retention != ReasoningRetention::Keep => {
+                let problem = "reasoning items cannot be dropped later yet: use reasoning_retention KEEP or leave them out";
+                return Err(Failure::field(Reason::FieldNotImplemented, "session.reasoning_retention", problem));
+            }
+            ItemContent::Message { .. } | ItemContent::Reasoning { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+/// What `allowed_tools` and `tool_choice` mean without a grammar.
+pub(super) fn plan_tools(
+    language: &dyn Language,
+    config: &SessionConfig,
+    allowed: Option<&[String]>,
+    choice: &ToolChoice,
+) -> Result<ToolPlan, Failure> {
+    let is_tool = |name: &str| config.tools.iter().any(|tool| tool.name == name);
+    let unknown = |path: &str, name: &str| {
+        Failure::field(Reason::InvalidTool, path, format!("the session has no tool {name:?}"))
+    };
+    if let Some(name) = allowed.unwrap_or_default().iter().find(|name| !is_tool(name)) {
+        return Err(unknown("allowed_tools", name));
+    }
+    let is_allowed = |name: &str| allowed.is_none_or(|allowed| allowed.iter().any(|other| other == name));
+    let names: Vec<_> = config.tools.iter().map(|tool| tool.name.as_str()).filter(|name| is_allowed(name)).collect();
+    let all = names.len() == config.tools.len();
+    let subset = || {
+        let problem = "a choice among some of the session's tools needs a grammar, which is not built yet: allow all, none, or one with tool_choice REQUIRED";
+        Failure::field(Reason::FieldNotImplemented, "allowed_tools", problem)
+    };
+    let force = |tool: Option<&str>| ToolPlan { forced: language.forced_prefix(tool), banned: None };
+    match choice {
+        ToolChoice::Name(name) if !is_tool(name) => Err(unknown("tool_choice.name", name)),
+        ToolChoice::Name(name) if !is_allowed(name) => {
+            let problem = format!("tool {name:?} is not among allowed_tools");
+            Err(Failure::field(Reason::InvalidTool, "tool_choice.name", problem))
+        }
+        ToolChoice::Name(name) => Ok(force(Some(name))),
+        ToolChoice::Required if names.is_empty() => {
+            Err(Failure::field(Reason::InvalidTool, "tool_choice", "REQUIRED needs at least one tool that may be called"))
+        }
+        ToolChoice::Required => match names.as_slice() {
+            [name] => Ok(force(Some(name))),
+            _ if all => Ok(force(None)),
+            _ => Err(subset()),
+        },
+        // Without tools in the prompt, nothing is to be kept from calling them.
+        ToolChoice::Auto | ToolChoice::None if config.tools.is_empty() => Ok(ToolPlan::default()),
+        ToolChoice::Auto if all => Ok(ToolPlan::default()),
+        ToolChoice::Auto if !names.is_empty() => Err(subset()),
+        ToolChoice::Auto | ToolChoice::None => {
+            let field = if *choice == ToolChoice::None { "tool_choice" } else { "allowed_tools" };
+            let token = language.call_form().and_then(|form| form.open_token);
+            let banned = token.ok_or_else(|| {
+                let problem = "this model opens a call with ordinary text: keeping it from calling needs a grammar, which is not built yet";
+                Failure::field(Reason::FieldNotImplemented, field, problem)
+            })?;
+            Ok(ToolPlan { forced: Vec::new(), banned: Some(banned) })
+        }
+    }
+}
+
+/// Checks one layer of sampling settings.
+pub(super) fn check_sampling(
+    path: &str,
+    sampling: &SamplingOverrides,
+    limits: &Limits,
+    model: &ServedModel,
+) -> Result<(), Failure> {
+    let wrong = |field: &str, problem: String| Err(Failure::field(Reason::InvalidSampling, format!("{path}.{field}"), problem));
+    let floats: [(&str, Option<f32>, &dyn Fn(f32) -> bool, &str); 6] = [
+        ("temperature", sampling.temperature, &|v| (0.0..=2.0).contains(&v), "0 to 2"),
+        ("top_p", sampling.top_p, &|v| v > 0.0 && v <= 1.0, "above 0, up to 1"),
+        ("min_p", sampling.min_p, &|v| (0.0..=1.0).contains(&v), "0 to 1"),
+        ("frequency_penalty", sampling.frequency_penalty, &|v| (-2.0..=2.0).contains(&v), "-2 to 2"),
+        ("presence_penalty", sampling.presence_penalty, &|v| (-2.0..=2.0).contains(&v), "-2 to 2"),
+        ("repetition_penalty", sampling.repetition_penalty, &|v| v > 0.0 && v <= 10.0, "above 0, up to 10"),
+    ];
+    for (field, value, holds, range) in floats {
+        if let Some(value) = value
+            && !holds(value)
+        {
+            return wrong(field, format!("{value} is outside of {range}"));
+        }
+    }
+    if sampling.max_output_tokens == Some(0) {
+        return wrong("max_output_tokens", "at least 1".to_owned());
+    }
+    if let Some(count) = sampling.logprobs.filter(|&count| count > limits.top_logprobs) {
+        return wrong("logprobs", format!("{count} is above the limit top_logprobs of {}", limits.top_logprobs));
+    }
+    let vocab = model.language.vocab_size();
+    let bias = sampling.logit_bias.as_deref().unwrap_or_default();
+    if bias.len() > limits.logit_bias_entries as usize {
+        return wrong("logit_bias", format!("{} entries, the limit logit_bias_entries is {}", bias.len(), limits.logit_bias_entries));
+    }
+    for &(id, value) in bias {
+        if id >= vocab {
+            return wrong("logit_bias", format!("token {id} is outside of the vocabulary of {vocab}"));
+        }
+        if value.is_nan() || value == f32::INFINITY {
+            return wrong("logit_bias", format!("{value} for token {id}; a bias is a number or negative infinity"));
+        }
+    }
+    let stop = sampling.stop.as_deref().unwrap_or_default();
+    if stop.len() > limits.stop_strings as usize {
+        return wrong("stop", format!("{} strings, the limit stop_strings is {}", stop.len(), limits.stop_strings));
+    }
+    for text in stop {
+        if text.is_empty() || text.len() > limits.stop_string_bytes as usize {
+            return wrong("stop", format!("a stop string has 1 to {} bytes, got {}", limits.stop_string_bytes, text.len()));
+        }
+    }
+    Ok(())
+}
