@@ -78,7 +78,7 @@ async fn repeat_stateless(client: &Client, session: &str) -> (u64, u64, u64) {
         let request = v1::GenerateRequest {
             instructions: talk::INSTRUCTIONS.to_owned(),
             tools: talk::tools(),
-            items: history[..at].to_vec(),
+            items: history[..at].iter().map(talk::as_input).collect(),
             sampling: Some(sampling()),
             ..Default::default()
         };

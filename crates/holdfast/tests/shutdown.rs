@@ -88,8 +88,12 @@ async fn a_second_signal_does_not_wait() {
     let client = runtime.client().await;
     let channel = talk::channel(&runtime.address).await;
     let mut turns = Vec::new();
+    let mut followers = tokio::task::JoinSet::new();
     for _ in 0..16 {
-        turns.push(start_long_turn(&client, 7_000).await);
+        let turn = start_long_turn(&client, 7_000).await;
+        let (client, name) = (client.clone(), turn.name.clone());
+        followers.spawn(async move { talk::attach(&client, &name, 0).await });
+        turns.push(turn);
     }
     wait_running(&client, &turns[0].name).await;
     runtime.terminate();
@@ -101,6 +105,9 @@ async fn a_second_signal_does_not_wait() {
     assert!(runtime.is_running(), "sixteen long turns take longer than this");
     runtime.terminate();
     runtime.exit(Duration::from_secs(20)).await;
+    while let Some(followed) = followers.join_next().await {
+        assert_eq!(followed.unwrap().unwrap_err().code(), Code::Unavailable, "to be attached again");
+    }
 
     let runtime = home.start(&arguments);
     let client = runtime.client().await;

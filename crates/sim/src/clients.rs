@@ -4,13 +4,10 @@
 //! answer was right ([`crate::oracle`]), which agent moves next ([`crate::world`]).
 
 use fastrand::Rng;
-use holdfast_types::{
-    Event, EventKind, Failure, Item, NumberedItem, Reason, SessionId, Turn, TurnNumber, TurnState,
-};
+use holdfast_types::{Event, EventKind, Failure, Item, NumberedItem, Reason, SessionId, Turn, TurnNumber, TurnState};
 use holdfast_worker::core::{EventBatch, Reply, Request, RequestId};
 use holdfast_worker_api::{
-    AppendItems, CancelTurn, CreateSession, ListItems, ListTurns, StartTurn, SubmitToolResults,
-    UpdateSession,
+    AppendItems, CancelTurn, CreateSession, Generate, ListItems, ListTurns, StartTurn, SubmitToolResults, UpdateSession,
 };
 
 use crate::script;
@@ -32,6 +29,8 @@ pub enum Operation {
     Update(UpdateSession),
     /// Delete the session.
     Delete(SessionId),
+    /// Ask without a session.
+    Generate(Box<Generate>),
     /// Look at the session.
     Look(SessionId),
     /// Look at its turns.
@@ -51,6 +50,7 @@ impl Operation {
             Self::Append(append) => Request::AppendItems(append),
             Self::Update(update) => Request::UpdateSession(update),
             Self::Delete(session) => Request::DeleteSession { session, etag: None },
+            Self::Generate(generate) => Request::Generate(*generate),
             Self::Look(session) => Request::GetSession(session),
             Self::Turns(session) => {
                 Request::ListTurns(ListTurns { session, page_size: 1_000, page_token: String::new() })
@@ -74,6 +74,7 @@ impl Operation {
             Self::Append(_) => "append",
             Self::Update(_) => "update",
             Self::Delete(_) => "delete",
+            Self::Generate(_) => "generate",
             Self::Look(_) => "look",
             Self::Turns(_) => "turns",
             Self::Items(_) => "items",
@@ -117,10 +118,21 @@ enum Place {
     Ended,
 }
 
+/// What a dropped stream was of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// A turn.
+    Turn(TurnNumber),
+    /// A stateless completion.
+    Completion(u64),
+}
+
 /// Someone who follows events.
 #[derive(Debug)]
 pub struct Follower {
     turn: Option<TurnNumber>,
+    /// It reads a stateless completion.
+    completion: Option<u64>,
     next: u64,
     seen: u64,
     place: Place,
@@ -129,7 +141,7 @@ pub struct Follower {
 
 impl Follower {
     fn new(turn: Option<TurnNumber>, next: u64) -> Self {
-        Self { turn, next, seen: 0, place: Place::Detached, saw_end: false }
+        Self { turn, completion: None, next, seen: 0, place: Place::Detached, saw_end: false }
     }
 }
 
@@ -153,6 +165,7 @@ pub struct Agent {
     /// Its results do not fit the context: only the turn's end helps.
     is_stuck: bool,
     followers: Vec<Follower>,
+    finished: Vec<u64>,
 }
 
 /// What an agent makes of an answer: events to check, or a complaint.
@@ -177,6 +190,7 @@ impl Agent {
             looked: false,
             is_stuck: false,
             followers: Vec::new(),
+            finished: Vec::new(),
         }
     }
 
@@ -265,7 +279,8 @@ impl Agent {
             }
             77..79 => Operation::Delete(session),
             79..84 => Operation::Look(session),
-            84..95 => Operation::Turns(session),
+            84..88 => Operation::Generate(Box::new(script::generate(&mut self.rng))),
+            88..95 => Operation::Turns(session),
             _ => Operation::Items(session),
         };
         Some((operation, None))
@@ -320,7 +335,8 @@ impl Agent {
         self.turns.clear();
         self.looked = false;
         for follower in self.followers.iter_mut().filter(|follower| follower.place != Place::Ended) {
-            follower.place = Place::Detached;
+            // A completion dies with its node.
+            follower.place = if follower.completion.is_some() { Place::Ended } else { Place::Detached };
             follower.seen = 0;
             follower.next = follower.next.min(last + 1);
         }
@@ -338,7 +354,8 @@ impl Agent {
         retryable: bool,
         history: &[Event],
     ) -> Option<Heard> {
-        if let Some(at) = self.followers.iter().position(|f| matches!(f.place, Place::Attaching(of) | Place::Reading(of) if of == id))
+        if let Some(at) =
+            self.followers.iter().position(|f| matches!(f.place, Place::Attaching(of) | Place::Reading(of) if of == id))
         {
             return Some(self.hear_follower(at, result, retryable, history));
         }
@@ -411,8 +428,16 @@ impl Agent {
                 self.is_gone = true;
                 self.acknowledged.push(Acknowledged::Deleted);
             }
+            (Operation::Generate(_), Reply::Completion(completion)) => {
+                self.followers.push(Follower {
+                    completion: Some(*completion),
+                    place: Place::Ready,
+                    ..Follower::new(None, 1)
+                });
+            }
             (Operation::Turns(_), Reply::Turns(page)) => self.turns = page.elements.clone(),
-            (Operation::Update(_) | Operation::Look(_), Reply::Session(_)) | (Operation::Items(_), Reply::Items(_)) => {}
+            (Operation::Update(_) | Operation::Look(_), Reply::Session(_)) | (Operation::Items(_), Reply::Items(_)) => {
+            }
             (operation, reply) => return Err(format!("{} was answered with {reply:?}", operation.name())),
         }
         Ok(())
@@ -449,6 +474,7 @@ impl Agent {
             Operation::Cancel(_) => &[R::TurnNotRunning, R::TurnNotFound],
             Operation::Append(_) => &[R::SessionBusy, R::PendingToolCalls, R::ContextOverflow],
             Operation::Create(_) => &[R::ContextOverflow],
+            Operation::Generate(_) => &[R::ContextOverflow],
             Operation::Update(_) => &[R::SessionConfigFrozen, R::ContextOverflow],
             _ => &[],
         };
@@ -464,9 +490,9 @@ impl Agent {
 
     /// Whether nothing more comes for its followers when `last` is the number of the session's last event.
     pub fn has_caught_up(&self, last: u64) -> bool {
-        self.followers.iter().all(|follower| match (follower.place, follower.turn) {
-            (Place::Ended, _) => true,
-            (Place::Ready, None) => follower.next > last,
+        self.followers.iter().all(|follower| match (follower.place, follower.turn, follower.completion) {
+            (Place::Ended, ..) => true,
+            (Place::Ready, None, None) => follower.next > last,
             _ => false,
         })
     }
@@ -498,6 +524,9 @@ impl Agent {
             });
         }
         follower.place = Place::Reading(id);
+        if let Some(completion) = follower.completion {
+            return Some(Request::ReadCompletion { completion, from: follower.next, limit });
+        }
         Some(Request::ReadEvents(holdfast_worker::core::ReadEvents {
             session,
             turn: follower.turn,
@@ -507,10 +536,14 @@ impl Agent {
         }))
     }
 
-    /// Drops the `nth` follower that could move; the turn whose stream is gone, if it was one.
-    pub fn unfollow(&mut self, nth: usize) -> Option<TurnNumber> {
+    /// Drops the `nth` follower that could move; what its stream was of, if it was more than a watcher.
+    pub fn unfollow(&mut self, nth: usize) -> Option<Dropped> {
         let movable = |f: &&mut Follower| matches!(f.place, Place::Detached | Place::Ready);
         let follower = self.followers.iter_mut().filter(movable).nth(nth)?;
+        if let Some(completion) = follower.completion {
+            follower.place = Place::Ended;
+            return Some(Dropped::Completion(completion));
+        }
         let turn = follower.turn?;
         follower.place = Place::Ended;
         // It comes back later, from where it was.
@@ -518,7 +551,12 @@ impl Agent {
         if !seen {
             self.followers.push(Follower::new(Some(turn), next));
         }
-        Some(turn)
+        Some(Dropped::Turn(turn))
+    }
+
+    /// Completions that were read to their end since the last call.
+    pub fn finished(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.finished)
     }
 
     fn hear_follower(
@@ -563,10 +601,27 @@ impl Agent {
     fn hear_events(&mut self, at: usize, batch: &EventBatch, history: &[Event]) -> Heard {
         let follower = &mut self.followers[at];
         follower.place = Place::Ready;
+        if let Some(completion) = follower.completion {
+            let ends = batch.events.iter().filter(|event| event.kind.is_terminal()).count();
+            let is_last = batch.events.last().is_some_and(|event| event.kind.is_terminal());
+            if batch.next != follower.next + batch.events.len() as u64
+                || ends != usize::from(is_last)
+                || batch.last != is_last
+            {
+                return Err(format!("completion {completion} from event {} on: {batch:?}", follower.next));
+            }
+            follower.next = batch.next;
+            if batch.last {
+                follower.place = Place::Ended;
+                self.finished.push(completion);
+            }
+            return Ok(Vec::new());
+        }
         let mut events = batch.events.clone();
         if batch.older {
             let wanted = |event: &&Event| {
-                (follower.next..batch.next).contains(&event.sequence) && follower.turn.is_none_or(|turn| turn == event.turn)
+                (follower.next..batch.next).contains(&event.sequence)
+                    && follower.turn.is_none_or(|turn| turn == event.turn)
             };
             events = history.iter().filter(wanted).cloned().collect();
         }
@@ -607,7 +662,9 @@ impl Agent {
         match &event.kind {
             EventKind::TurnStarted { turn } | EventKind::TurnEnded { turn } => self.note_turn(turn),
             EventKind::RequiresAction { calls } => {
-                if let Some(turn) = self.turns.iter_mut().find(|turn| turn.number == event.turn && !turn.state.is_terminal()) {
+                if let Some(turn) =
+                    self.turns.iter_mut().find(|turn| turn.number == event.turn && !turn.state.is_terminal())
+                {
                     turn.state = TurnState::RequiresAction;
                     turn.required_calls.clone_from(calls);
                 }

@@ -185,6 +185,11 @@ impl Node {
         self.inbox.push(Input::Disconnected { tenant: TenantId::default(), session, turn });
     }
 
+    /// A completion's stream was dropped.
+    pub fn drop_completion(&mut self, completion: u64) {
+        self.inbox.push(Input::CompletionDropped { completion });
+    }
+
     /// Begins a shutdown.
     pub fn drain(&mut self) {
         self.inbox.push(Input::Drain);

@@ -85,7 +85,11 @@ impl Oracle {
             Err(JournalError::NotFound { .. }) => {
                 let is_deleted = record.fold.as_ref().is_none_or(SessionFold::is_deleted);
                 record.is_purged = from > 0;
-                return if is_deleted { Ok(()) } else { Err(format!("{session} was purged before its deletion was committed")) };
+                return if is_deleted {
+                    Ok(())
+                } else {
+                    Err(format!("{session} was purged before its deletion was committed"))
+                };
             }
             Err(error) => return Err(error.to_string()),
         };
@@ -174,9 +178,8 @@ impl Oracle {
             Acknowledged::Items(wanted) => {
                 bodies.any(|body| matches!(body, Body::ItemsAppended { turn: None, items, .. } if items == wanted))
             }
-            Acknowledged::Ended(number, wanted) => {
-                bodies.any(|body| matches!(body, Body::TurnEnded { turn, state, .. } if turn == number && state == wanted))
-            }
+            Acknowledged::Ended(number, wanted) => bodies
+                .any(|body| matches!(body, Body::TurnEnded { turn, state, .. } if turn == number && state == wanted)),
             Acknowledged::Deleted => record.is_purged || record.fold().is_some_and(SessionFold::is_deleted),
         };
         if is_there { Ok(()) } else { missing() }

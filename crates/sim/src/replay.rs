@@ -41,11 +41,15 @@ pub fn check(entries: &[NewEntry], language: &dyn Language, device: &DeviceDescr
             Body::SessionUpdated { config: Some(next), .. } => config = (**next).clone(),
             Body::TurnAccepted { turn, request } => drop(requests.insert(*turn, request)),
             Body::ItemsAppended { runs, .. } => {
-                log.extend(runs.iter().flat_map(|run| run.ids.iter().map(|&id| LogToken { id, precision: run.precision })));
+                log.extend(
+                    runs.iter().flat_map(|run| run.ids.iter().map(|&id| LogToken { id, precision: run.precision })),
+                );
             }
             Body::Rebase { keep_until, replacement, .. } => {
                 log.truncate(*keep_until as usize);
-                let tokens = replacement.iter().flat_map(|run| run.ids.iter().map(|&id| LogToken { id, precision: run.precision }));
+                let tokens = replacement
+                    .iter()
+                    .flat_map(|run| run.ids.iter().map(|&id| LogToken { id, precision: run.precision }));
                 log.extend(tokens);
             }
             Body::Sampled { turn, generation, run } => {

@@ -5,10 +5,10 @@
 
 use fastrand::Rng;
 use holdfast_types::{
-    Item, ItemContent, ItemState, OnBusy, OnDisconnect, Part, Role, SamplingOverrides, SessionConfig, SessionId, Sharing,
-    Tool, ToolChoice, TurnNumber, UnresolvedCalls,
+    Item, ItemContent, ItemState, OnBusy, OnDisconnect, Part, Role, SamplingOverrides, SessionConfig, SessionId,
+    Sharing, Tool, ToolChoice, TurnNumber, UnresolvedCalls,
 };
-use holdfast_worker_api::{ConfigPatch, CreateSession, SessionPatch, StartTurn};
+use holdfast_worker_api::{ConfigPatch, CreateSession, Generate, SessionPatch, StartTurn};
 
 use crate::alphabet::{CLOSE, END, OPEN};
 use crate::node::MODEL;
@@ -23,11 +23,8 @@ pub fn words(rng: &mut Rng, most: usize) -> String {
 
 /// A session's first request. Half of all sessions have tools, some bring a conversation along.
 pub fn create(rng: &mut Rng, session: SessionId) -> CreateSession {
-    let tool = |name: &str| Tool {
-        name: name.to_owned(),
-        description: String::new(),
-        parameters_json_schema: String::new(),
-    };
+    let tool =
+        |name: &str| Tool { name: name.to_owned(), description: String::new(), parameters_json_schema: String::new() };
     let config = SessionConfig {
         model: if rng.bool() { MODEL.to_owned() } else { String::new() },
         instructions: if rng.bool() { words(rng, 3) } else { String::new() },
@@ -71,7 +68,9 @@ pub fn update(rng: &mut Rng) -> (SessionPatch, Option<ConfigPatch>) {
 
 /// Items that open a turn or are appended.
 pub fn items(rng: &mut Rng) -> Vec<Item> {
-    (0..rng.usize(1..=2)).map(|_| Item::message(if rng.u8(..8) == 0 { Role::Developer } else { Role::User }, words(rng, 2))).collect()
+    (0..rng.usize(1..=2))
+        .map(|_| Item::message(if rng.u8(..8) == 0 { Role::Developer } else { Role::User }, words(rng, 2)))
+        .collect()
 }
 
 /// A tool's answer.
@@ -84,7 +83,8 @@ pub fn result(rng: &mut Rng, call_id: &str) -> Item {
 /// Sampling settings; `tokens_max` bounds the turn.
 pub fn sampling(rng: &mut Rng, tokens_max: u32) -> SamplingOverrides {
     let mut some = |chance: u8| rng.u8(..100) < chance;
-    let (greedy, logprobs, seeded, penalties, nudge, stop) = (some(20), some(50), some(50), some(25), some(60), some(20));
+    let (greedy, logprobs, seeded, penalties, nudge, stop) =
+        (some(20), some(50), some(50), some(25), some(60), some(20));
     SamplingOverrides {
         temperature: if greedy { Some(0.0) } else { None },
         top_k: (rng.u8(..5) == 0).then(|| rng.u32(1..20)),
@@ -99,6 +99,15 @@ pub fn sampling(rng: &mut Rng, tokens_max: u32) -> SamplingOverrides {
         max_output_tokens: Some(rng.u32(1..=tokens_max)),
         stop: stop.then(|| vec!["st".to_owned(), "b".to_owned()]),
     }
+}
+
+/// A stateless request.
+pub fn generate(rng: &mut Rng) -> Generate {
+    let session = SessionId::parse("stateless");
+    let mut config = session.map_or_else(|_| SessionConfig::default(), |session| create(rng, session).config);
+    config.sampling = sampling(rng, 16);
+    let items = if rng.bool() { imported(rng) } else { items(rng) };
+    Generate { config, items, deadline_ms: (rng.u8(..4) == 0).then(|| rng.u64(1..40)), ..Generate::default() }
 }
 
 /// A turn without anything that time decides.

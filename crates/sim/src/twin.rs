@@ -10,9 +10,7 @@ use std::collections::BTreeMap;
 use fastrand::Rng;
 use holdfast_engine::{EngineConfig, SchedulerConfig};
 use holdfast_journal::{Body, Journal};
-use holdfast_types::{
-    Reason, SessionId, TenantId, TokenId, Turn, TurnState,
-};
+use holdfast_types::{Reason, SessionId, TenantId, TokenId, Turn, TurnState};
 use holdfast_worker::core::{Reply, RequestId};
 use holdfast_worker_api::{AppendItems, CancelTurn, SubmitToolResults};
 
@@ -291,7 +289,8 @@ pub fn play(seed: u64, turns: u32, circumstances: &Circumstances) -> Result<(Out
 
 fn read(node: &Node) -> Result<(Outcome, Cost), String> {
     let session = SessionId::parse("history-0").map_err(|error| error.to_string())?;
-    let entries = node.journal().read(&TenantId::default(), &session, 0, usize::MAX).map_err(|error| error.to_string())?;
+    let entries =
+        node.journal().read(&TenantId::default(), &session, 0, usize::MAX).map_err(|error| error.to_string())?;
     let (mut sampled, mut log): (Vec<Sampled>, Vec<TokenId>) = (Vec::new(), Vec::new());
     let mut cost = Cost { is_plain: true, ..Cost::default() };
     let mut ends_sampled = false;

@@ -14,7 +14,7 @@ use holdfast_journal::Body;
 use holdfast_types::{Reason, SessionId, TimeUs, TurnState};
 use holdfast_worker::core::{Request, RequestId};
 
-use crate::clients::Agent;
+use crate::clients::{Agent, Dropped};
 use crate::device::{DeviceShape, Mishap};
 use crate::node::{Node, NodeSettings};
 use crate::oracle::{Oracle, Record};
@@ -63,6 +63,8 @@ pub struct Summary {
     pub rebased: u64,
     /// Answers to tool calls, as batches.
     pub results: u64,
+    /// Stateless completions read to their end.
+    pub completions: u64,
     /// Digest over the actions.
     pub digest: u64,
 }
@@ -100,6 +102,7 @@ impl std::ops::AddAssign for Summary {
         self.continued += other.continued;
         self.rebased += other.rebased;
         self.results += other.results;
+        self.completions += other.completions;
         self.digest = self.digest.rotate_left(1) ^ other.digest;
     }
 }
@@ -174,7 +177,7 @@ const ACTIONS: [(Action, u32); 16] = [
     (Action::Follow, 60),
     (Action::Unfollow, 6),
     (Action::Advance, 30),
-    (Action::Mishap, 8),
+    (Action::Mishap, 4),
     (Action::Crash, 5),
     (Action::PowerLoss, 2),
     (Action::Drain, 2),
@@ -230,10 +233,12 @@ impl<'a> World<'a> {
         }
         let oracle = Oracle::new(node.core().languages());
         let count = rng.usize(1..=4);
-        let agents: Vec<_> = (0..count).filter_map(|i| {
-            let session = SessionId::parse(&format!("session-{i}")).ok()?;
-            Some(Agent::new(session, rng.u64(..), rng.u32(4..=16)))
-        }).collect();
+        let agents: Vec<_> = (0..count)
+            .filter_map(|i| {
+                let session = SessionId::parse(&format!("session-{i}")).ok()?;
+                Some(Agent::new(session, rng.u64(..), rng.u32(4..=16)))
+            })
+            .collect();
         let factor = |rng: &mut Rng| [0, 1, 1, 2, 4][rng.usize(..5)];
         let weights = ACTIONS.iter().map(|&(action, weight)| {
             let vital = !matches!(
@@ -336,9 +341,12 @@ impl<'a> World<'a> {
                 let count = self.agents[at].followers();
                 if count > 0 {
                     let nth = self.rng.usize(..count);
-                    if let Some(turn) = self.agents[at].unfollow(nth) {
-                        self.note(format!("agent {at} drops the stream of turn {}", turn.0));
-                        self.node.disconnect(self.agents[at].session.clone(), turn);
+                    if let Some(dropped) = self.agents[at].unfollow(nth) {
+                        self.note(format!("agent {at} drops its stream of {dropped:?}"));
+                        match dropped {
+                            Dropped::Turn(turn) => self.node.disconnect(self.agents[at].session.clone(), turn),
+                            Dropped::Completion(completion) => self.node.drop_completion(completion),
+                        }
                     }
                 }
             }
@@ -406,7 +414,6 @@ impl<'a> World<'a> {
     fn hear(&mut self) -> Result<(), String> {
         self.node.announced();
         for (id, result) in self.node.answers() {
-            if std::env::var("DBG").is_ok() { self.note(format!("{id:?} {}", format!("{result:?}").chars().take(700).collect::<String>())); }
             let Some(at) = self.owners.remove(&id) else { return Err(format!("{id:?} was answered twice")) };
             let agent = &mut self.agents[at];
             if let Err(failure) = &result
@@ -423,6 +430,10 @@ impl<'a> World<'a> {
                 self.oracle.check_acknowledged(&agent.session, acknowledged)?;
             }
             self.checked[at] = agent.acknowledged().len();
+            for completion in agent.finished() {
+                self.summary.completions += 1;
+                self.node.drop_completion(completion);
+            }
         }
         Ok(())
     }
@@ -514,7 +525,11 @@ impl<'a> World<'a> {
             let busy = self.node.turn_over();
             self.read_journal()?;
             self.hear()?;
-            if !moved && !busy && !self.agents.iter().any(Agent::is_waiting) && self.agents.iter().all(|agent| self.has_caught_up(agent)) {
+            if !moved
+                && !busy
+                && !self.agents.iter().any(Agent::is_waiting)
+                && self.agents.iter().all(|agent| self.has_caught_up(agent))
+            {
                 return Ok(());
             }
         }
@@ -542,7 +557,6 @@ impl<'a> World<'a> {
             for acknowledged in agent.acknowledged() {
                 self.oracle.check_acknowledged(&agent.session, acknowledged)?;
             }
-            if std::env::var("DBG").is_ok() { for e in record.entries() { self.note(format!("{} {}", agent.session, format!("{:?}", e.body).chars().take(900).collect::<String>())); } }
             let device = self.node.engine().device();
             replay::check(record.entries(), &**self.node.language(), device)
                 .map_err(|problem| format!("{}: {problem}", agent.session))?;

@@ -3,6 +3,7 @@
 //! In: settings. Out: a global `tracing` subscriber, [`Metrics`], and tasks that export. Everything but the log on standard error
 //! is off unless set. Deliberately not here: what is measured, and reading of settings.
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -145,7 +146,7 @@ impl Telemetry {
         // Bound before the subscriber is set, which cannot be taken back.
         let listener = settings.prometheus_listen.map(listen).transpose()?;
 
-        let log = fmt::layer().with_writer(std::io::stderr);
+        let log = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
         let log = match settings.log_format {
             LogFormat::Text => log.with_filter(filter).boxed(),
             LogFormat::Json => log.json().with_filter(filter).boxed(),

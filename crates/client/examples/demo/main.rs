@@ -212,7 +212,7 @@ async fn repeat_stateless(client: &Client, history: &[v1::Item], costs: &mut [Co
         let request = v1::GenerateRequest {
             instructions: INSTRUCTIONS.to_owned(),
             tools: tools(),
-            items: history[..at].to_vec(),
+            items: history[..at].iter().map(show::as_input).collect(),
             sampling: Some(sampling),
             ..Default::default()
         };

@@ -101,3 +101,8 @@ pub(crate) fn is_sampled(item: &v1::Item) -> bool {
         _ => false,
     }
 }
+
+/// The item as a client that keeps the history itself would send it.
+pub(crate) fn as_input(item: &v1::Item) -> v1::Item {
+    v1::Item { kind: item.kind.clone(), ..v1::Item::default() }
+}

@@ -92,6 +92,15 @@ pub(crate) async fn list_items(client: &Client, session: &str) -> Vec<v1::Item> 
     }
 }
 
+/// A listed item as a request may hold it: without what is output only.
+pub(crate) fn as_input(item: &v1::Item) -> v1::Item {
+    let kind = item.kind.clone().map(|kind| match kind {
+        v1::item::Kind::ToolCall(call) => v1::item::Kind::ToolCall(v1::ToolCall { parse_error: None, ..call }),
+        other => other,
+    });
+    v1::Item { kind, ..Default::default() }
+}
+
 /// The runtime as it tells of itself.
 pub(crate) async fn runtime(client: &Client) -> v1::Runtime {
     client.runtime().get_runtime(v1::GetRuntimeRequest {}).await.unwrap().into_inner()

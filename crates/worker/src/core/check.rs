@@ -7,8 +7,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use holdfast_types::{
     Failure, FailureDetail, GenerationSettings, Item, ItemContent, ItemNumber, Limits, ModelRevision, NumberedItem,
-    NumericsPolicy, Origin, Reason, ReasoningRetention, SamplingOverrides, SessionConfig, TokenId, TokenRange, TokenRun,
-    ToolChoice, TurnNumber,
+    NumericsPolicy, Origin, Reason, ReasoningRetention, SamplingOverrides, SessionConfig, TokenId, TokenRange,
+    TokenRun, ToolChoice, TurnNumber,
 };
 
 use super::{ServedModel, Shared};
@@ -85,12 +85,13 @@ impl Shared {
     pub(super) fn check_revision(&self, fold: &SessionFold) -> Result<(usize, bool), Failure> {
         let pinned = fold.revision();
         let gone = |problem: String| {
-            Failure::new(Reason::ModelRevisionUnavailable, problem).with(FailureDetail::Resource {
-                name: format!("models/{}", fold.config().model),
-            })
+            Failure::new(Reason::ModelRevisionUnavailable, problem)
+                .with(FailureDetail::Resource { name: format!("models/{}", fold.config().model) })
         };
         let name = &fold.config().model;
-        let device = self.model(name).map_err(|_| gone(format!("model {name}, which the session is pinned to, is not served")))?;
+        let device = self
+            .model(name)
+            .map_err(|_| gone(format!("model {name}, which the session is pinned to, is not served")))?;
         let info = &self.models[device].info;
         for (what, pinned, served) in [
             ("weights", pinned.weights, info.weights),
@@ -98,7 +99,9 @@ impl Shared {
             ("template", pinned.template, info.template),
         ] {
             if pinned != served {
-                return Err(gone(format!("the session is pinned to {what} {pinned} of model {name}, served is {served}")));
+                return Err(gone(format!(
+                    "the session is pinned to {what} {pinned} of model {name}, served is {served}"
+                )));
             }
         }
         let changed = pinned.numerics_class != info.numerics_class;
@@ -178,8 +181,11 @@ fn overflow(used: u32, needed: u64, limit: u32) -> Failure {
     let message = format!(
         "the context holds {limit} tokens; {used} are used, and with the new items {needed} are needed: shorten the items or begin a new session"
     );
-    Failure::new(Reason::ContextOverflow, message)
-        .with(FailureDetail::Limit { name: "context_limit".to_owned(), limit: limit.into(), requested: needed })
+    Failure::new(Reason::ContextOverflow, message).with(FailureDetail::Limit {
+        name: "context_limit".to_owned(),
+        limit: limit.into(),
+        requested: needed,
+    })
 }
 
 /// Checks call ids and retention of items that are about to follow; `known` says of a call id whether it was answered.
@@ -219,7 +225,8 @@ pub(super) fn check_items(
                 }
             }
             ItemContent::Reasoning { .. } if retention != ReasoningRetention::Keep => {
-                let problem = "reasoning items cannot be dropped later yet: use reasoning_retention KEEP or leave them out";
+                let problem =
+                    "reasoning items cannot be dropped later yet: use reasoning_retention KEEP or leave them out";
                 return Err(Failure::field(Reason::FieldNotImplemented, "session.reasoning_retention", problem));
             }
             ItemContent::Message { .. } | ItemContent::Reasoning { .. } => {}
@@ -236,9 +243,8 @@ pub(super) fn plan_tools(
     choice: &ToolChoice,
 ) -> Result<ToolPlan, Failure> {
     let is_tool = |name: &str| config.tools.iter().any(|tool| tool.name == name);
-    let unknown = |path: &str, name: &str| {
-        Failure::field(Reason::InvalidTool, path, format!("the session has no tool {name:?}"))
-    };
+    let unknown =
+        |path: &str, name: &str| Failure::field(Reason::InvalidTool, path, format!("the session has no tool {name:?}"));
     if let Some(name) = allowed.unwrap_or_default().iter().find(|name| !is_tool(name)) {
         return Err(unknown("allowed_tools", name));
     }
@@ -257,9 +263,11 @@ pub(super) fn plan_tools(
             Err(Failure::field(Reason::InvalidTool, "tool_choice.name", problem))
         }
         ToolChoice::Name(name) => Ok(force(Some(name))),
-        ToolChoice::Required if names.is_empty() => {
-            Err(Failure::field(Reason::InvalidTool, "tool_choice", "REQUIRED needs at least one tool that may be called"))
-        }
+        ToolChoice::Required if names.is_empty() => Err(Failure::field(
+            Reason::InvalidTool,
+            "tool_choice",
+            "REQUIRED needs at least one tool that may be called",
+        )),
         ToolChoice::Required => match names.as_slice() {
             [name] => Ok(force(Some(name))),
             _ if all => Ok(force(None)),
@@ -288,14 +296,16 @@ pub(super) fn check_sampling(
     limits: &Limits,
     model: &ServedModel,
 ) -> Result<(), Failure> {
-    let wrong = |field: &str, problem: String| Err(Failure::field(Reason::InvalidSampling, format!("{path}.{field}"), problem));
-    let floats: [(&str, Option<f32>, &dyn Fn(f32) -> bool, &str); 6] = [
-        ("temperature", sampling.temperature, &|v| (0.0..=2.0).contains(&v), "0 to 2"),
-        ("top_p", sampling.top_p, &|v| v > 0.0 && v <= 1.0, "above 0, up to 1"),
-        ("min_p", sampling.min_p, &|v| (0.0..=1.0).contains(&v), "0 to 1"),
-        ("frequency_penalty", sampling.frequency_penalty, &|v| (-2.0..=2.0).contains(&v), "-2 to 2"),
-        ("presence_penalty", sampling.presence_penalty, &|v| (-2.0..=2.0).contains(&v), "-2 to 2"),
-        ("repetition_penalty", sampling.repetition_penalty, &|v| v > 0.0 && v <= 10.0, "above 0, up to 10"),
+    let wrong =
+        |field: &str, problem: String| Err(Failure::field(Reason::InvalidSampling, format!("{path}.{field}"), problem));
+    type Range<'a> = (&'a str, Option<f32>, fn(f32) -> bool, &'a str);
+    let floats: [Range<'_>; 6] = [
+        ("temperature", sampling.temperature, |v| (0.0..=2.0).contains(&v), "0 to 2"),
+        ("top_p", sampling.top_p, |v| v > 0.0 && v <= 1.0, "above 0, up to 1"),
+        ("min_p", sampling.min_p, |v| (0.0..=1.0).contains(&v), "0 to 1"),
+        ("frequency_penalty", sampling.frequency_penalty, |v| (-2.0..=2.0).contains(&v), "-2 to 2"),
+        ("presence_penalty", sampling.presence_penalty, |v| (-2.0..=2.0).contains(&v), "-2 to 2"),
+        ("repetition_penalty", sampling.repetition_penalty, |v| v > 0.0 && v <= 10.0, "above 0, up to 10"),
     ];
     for (field, value, holds, range) in floats {
         if let Some(value) = value
@@ -313,7 +323,10 @@ pub(super) fn check_sampling(
     let vocab = model.language.vocab_size();
     let bias = sampling.logit_bias.as_deref().unwrap_or_default();
     if bias.len() > limits.logit_bias_entries as usize {
-        return wrong("logit_bias", format!("{} entries, the limit logit_bias_entries is {}", bias.len(), limits.logit_bias_entries));
+        return wrong(
+            "logit_bias",
+            format!("{} entries, the limit logit_bias_entries is {}", bias.len(), limits.logit_bias_entries),
+        );
     }
     for &(id, value) in bias {
         if id >= vocab {
@@ -329,7 +342,10 @@ pub(super) fn check_sampling(
     }
     for text in stop {
         if text.is_empty() || text.len() > limits.stop_string_bytes as usize {
-            return wrong("stop", format!("a stop string has 1 to {} bytes, got {}", limits.stop_string_bytes, text.len()));
+            return wrong(
+                "stop",
+                format!("a stop string has 1 to {} bytes, got {}", limits.stop_string_bytes, text.len()),
+            );
         }
     }
     Ok(())

@@ -50,12 +50,8 @@ impl Session {
         let session = SessionId::parse(&name).map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
         let (fold, _) = shared.begin(caller, session.clone(), (config, device), SessionMutable::default(), None)?;
         let mut made = Self::new(shared, fold, Some(items.len() as u32));
-        let turn = StartTurn {
-            allowed_tools,
-            tool_choice,
-            turn_deadline_ms: deadline_ms,
-            ..StartTurn::new(session, items)
-        };
+        let turn =
+            StartTurn { allowed_tools, tool_choice, turn_deadline_ms: deadline_ms, ..StartTurn::new(session, items) };
         made.accept_turn(shared, caller, turn, entropy)?;
         Ok(made)
     }

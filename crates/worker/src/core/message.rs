@@ -28,7 +28,7 @@ pub enum Input {
         /// Who.
         caller: Caller,
         /// What.
-        request: Request,
+        request: Box<Request>,
         /// Fresh random bits: seeds and ids come from them.
         entropy: u128,
     },

@@ -28,8 +28,8 @@ use holdfast_worker_api::{Caller, ModelInfo};
 
 use crate::fold::{Languages, SessionFold};
 use crate::language::Language;
-pub(crate) use read::page_size;
 pub use message::{Channel, Effect, EventBatch, Input, ReadEvents, Reply, Request, RequestId, Stats, Ticket};
+pub(crate) use read::page_size;
 use session::Session;
 
 /// A device as the core sees it: the model it holds and how that model speaks.
@@ -232,7 +232,9 @@ impl WorkerCore {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Request { id, caller, request, entropy } => self.request(Asked { id, caller, request, entropy }),
+            Input::Request { id, caller, request, entropy } => {
+                self.request(Asked { id, caller, request: *request, entropy })
+            }
             Input::Committed { ticket, result } => self.committed(ticket, result),
             Input::Engine { effects } => self.engine(effects),
             Input::Loaded { tenant, session, entries, tenant_sessions } => {
@@ -510,7 +512,10 @@ impl WorkerCore {
     fn unload(&mut self) {
         let broken: Vec<_> = self.slots.values().filter(|session| session.is_broken()).map(Session::slot).collect();
         for slot in broken {
-            self.forget(slot, Some(Failure::new(Reason::Internal, "the session's state is inconsistent; it is read again")));
+            self.forget(
+                slot,
+                Some(Failure::new(Reason::Internal, "the session's state is inconsistent; it is read again")),
+            );
         }
         let bound = self.shared.settings.sessions_loaded;
         if self.slots.len() <= bound {

@@ -54,7 +54,8 @@ impl Shared {
     pub(super) fn count_new(&self, count: &CountTokens) -> Result<TokenCount, Failure> {
         let mut config = count.config.clone();
         let device = self.check_config(&mut config)?;
-        let session = count.session.clone().unwrap_or_else(|| self.session_id(&Caller::default(), &CreateSession::default(), 0));
+        let session =
+            count.session.clone().unwrap_or_else(|| self.session_id(&Caller::default(), &CreateSession::default(), 0));
         let fold = self.begin(&Caller::default(), session, (config, device), SessionMutable::default(), None)?.0;
         self.count_after(&fold, device, &count.items)
     }
@@ -134,11 +135,8 @@ impl Session {
         let mark = request_id.map(|id| RequestMark { id, digest });
         let (fold, entry) = shared.begin(caller, session, (config, device), mutable, mark)?;
         check_items("initial_items", &items, retention, |_| None)?;
-        let rendered = if items.is_empty() {
-            None
-        } else {
-            Some(shared.render(&fold, device, Base::of(&fold), (None, items))?)
-        };
+        let rendered =
+            if items.is_empty() { None } else { Some(shared.render(&fold, device, Base::of(&fold), (None, items))?) };
         let mut made = Self::new(shared, fold, None);
         made.write_first(entry);
         if let Some(Rendered { items, runs }) = rendered {
@@ -311,7 +309,9 @@ impl Session {
         let revision = self.fold.revision();
         let message = format!(
             "model {} with tokenizer {} and template {}, which the session is pinned to, is not served",
-            self.fold.config().model, revision.tokenizer, revision.template
+            self.fold.config().model,
+            revision.tokenizer,
+            revision.template
         );
         Err(Failure::new(Reason::ModelRevisionUnavailable, message))
     }
@@ -361,7 +361,9 @@ impl Session {
         batch.waiting = self.fold.waiting_since();
         batch.deleted = caught_up && self.fold.is_deleted();
         batch.last = batch.deleted
-            || turn.is_some_and(|turn| turn.state.is_terminal() && batch.next > turn.last_sequence && turn.last_sequence <= committed);
+            || turn.is_some_and(|turn| {
+                turn.state.is_terminal() && batch.next > turn.last_sequence && turn.last_sequence <= committed
+            });
         batch
     }
 }

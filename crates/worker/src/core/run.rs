@@ -50,7 +50,9 @@ impl Session {
             return;
         }
         let Some(progress) = self.fold.current() else { return };
-        let Some(turn) = self.fold.turn(progress.number).filter(|turn| turn.state == TurnState::Running) else { return };
+        let Some(turn) = self.fold.turn(progress.number).filter(|turn| turn.state == TurnState::Running) else {
+            return;
+        };
         if let Some(run) = &self.run {
             if run.prefill {
                 // What it computed stays; the rest is the generation's.
@@ -256,7 +258,9 @@ impl Session {
         let (turn, generation) = (progress.number, progress.generation);
         let stop_reason = match reason {
             _ if progress.stopped() => StopReason::StopSequence,
-            FinishReason::StopToken | FinishReason::Prefilled if progress.generation_calls() > 0 => StopReason::ToolCall,
+            FinishReason::StopToken | FinishReason::Prefilled if progress.generation_calls() > 0 => {
+                StopReason::ToolCall
+            }
             FinishReason::StopToken | FinishReason::Prefilled => StopReason::EndTurn,
             FinishReason::MaxTokens if !fills_context => StopReason::MaxOutputTokens,
             FinishReason::MaxTokens | FinishReason::ContextFull => StopReason::ContextFull,

@@ -8,8 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use holdfast_engine::Command;
 use holdfast_journal::{Batch, Body, Durability, NewEntry};
 use holdfast_types::{
-    Event, EventKind, Failure, FailureDetail, Reason, SequenceId, SessionId, SessionState, StopReason, TenantId, TimeUs, TurnNumber,
-    TurnState,
+    Event, EventKind, Failure, FailureDetail, Reason, SequenceId, SessionId, SessionState, StopReason, TenantId,
+    TimeUs, TurnNumber, TurnState,
 };
 use holdfast_worker_api::{Caller, Session as Shown};
 
@@ -107,7 +107,7 @@ impl Session {
         }
         let mut session = Self::new(shared, fold, None);
         session.recent = recent;
-        for turn in session.fold.turns().iter().filter(|turn| !turn.state.is_terminal()) {
+        for turn in session.fold.open_turns() {
             shared.deadlines.extend(turn.deadline_us.map(|at| (at, session.slot)));
         }
         Ok(session)
@@ -248,7 +248,7 @@ impl Session {
         for id in replies.into_iter().chain(self.awaiting_end.drain(..).map(|(id, _)| id)) {
             shared.reply(id, Err(failure.clone()));
         }
-        for turn in self.fold.turns().iter().filter(|turn| !turn.state.is_terminal()) {
+        for turn in self.fold.open_turns() {
             if let Some(at) = turn.deadline_us {
                 shared.deadlines.remove(&(at, self.slot));
             }
@@ -268,8 +268,7 @@ impl Session {
     /// Hides the session at once; what runs ends with SESSION_DELETED.
     pub(super) fn delete(&mut self, shared: &mut Shared, caller: &Caller) {
         let failure = super::deleted(self.fold.session());
-        let open: Vec<_> =
-            self.fold.turns().iter().filter(|turn| !turn.state.is_terminal()).map(|turn| turn.number).collect();
+        let open: Vec<_> = self.fold.open_turns().map(|turn| turn.number).collect();
         for turn in open {
             self.write_turn_end(shared, turn, TurnState::Failed, None, Some(failure.clone()));
         }
@@ -299,13 +298,14 @@ impl Session {
         self.ephemeral.remove(&turn);
         let Some(ended) = self.fold.turn(turn).cloned() else { return };
         if let Some(at) = ended.deadline_us
-            && !self.fold.turns().iter().any(|other| !other.state.is_terminal() && other.deadline_us == Some(at))
+            && !self.fold.open_turns().any(|other| other.deadline_us == Some(at))
         {
             shared.deadlines.remove(&(at, self.slot));
         }
-        let (answered, waiting) = std::mem::take(&mut self.awaiting_end).into_iter().partition(|(_, of)| *of == turn);
+        let (answered, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.awaiting_end).into_iter().partition(|(_, of)| *of == turn);
         self.awaiting_end = waiting;
-        for (id, _) in Vec::<(RequestId, TurnNumber)>::from(answered) {
+        for (id, _) in answered {
             self.unsent_replies.push((id, Ok(Reply::Turn(Box::new(ended.clone()), ended.first_sequence))));
         }
     }
@@ -353,7 +353,7 @@ impl Session {
 
     /// At rest: nothing to compute and no deadline to watch, so that nothing is lost but warmth.
     pub(super) fn may_unload(&self) -> bool {
-        let rests = self.turns_underway() == 0 && self.fold.turns().iter().all(|turn| turn.state.is_terminal() || turn.deadline_us.is_none());
+        let rests = self.turns_underway() == 0 && self.fold.open_turns().all(|turn| turn.deadline_us.is_none());
         rests && self.is_still() && self.completion.is_none() && !self.fold.is_deleted()
     }
 

@@ -32,7 +32,11 @@ pub(super) fn meaning(kind: &str, request: &impl Serialize) -> Digest {
 }
 
 pub(super) fn reused(id: &str) -> Failure {
-    Failure::field(Reason::RequestIdReused, "request_id", format!("{id:?} was used for another request in this session"))
+    Failure::field(
+        Reason::RequestIdReused,
+        "request_id",
+        format!("{id:?} was used for another request in this session"),
+    )
 }
 
 pub(super) fn draining() -> Failure {
@@ -165,7 +169,11 @@ impl Session {
         }
         let full = |name: &str, limit: u32| {
             Failure::new(Reason::QueueFull, format!("{limit} turns wait already (limit {name}); retry later"))
-                .with(FailureDetail::Limit { name: name.to_owned(), limit: limit.into(), requested: u64::from(limit) + 1 })
+                .with(FailureDetail::Limit {
+                    name: name.to_owned(),
+                    limit: limit.into(),
+                    requested: u64::from(limit) + 1,
+                })
                 .with(FailureDetail::RetryAfter { ms: 1_000 })
         };
         if self.fold.queued().count() >= limits.queued_turns_per_session as usize {
@@ -379,7 +387,8 @@ impl Session {
 
     /// The stream of a turn was dropped.
     pub(super) fn disconnected(&mut self, shared: &mut Shared, turn: TurnNumber) {
-        let open = self.fold.unended(turn).is_some_and(|progress| progress.request.on_disconnect == OnDisconnect::Cancel);
+        let open =
+            self.fold.unended(turn).is_some_and(|progress| progress.request.on_disconnect == OnDisconnect::Cancel);
         if open {
             self.end_early(shared, turn, StopReason::Cancelled);
         }
@@ -388,13 +397,8 @@ impl Session {
     /// Ends turns whose deadline has passed.
     pub(super) fn end_overdue(&mut self, shared: &mut Shared) {
         let overdue = |at: Option<u64>| at.is_some_and(|at| at <= shared.now);
-        let turns: Vec<_> = self
-            .fold
-            .turns()
-            .iter()
-            .filter(|turn| !turn.state.is_terminal() && overdue(turn.deadline_us))
-            .map(|turn| turn.number)
-            .collect();
+        let turns: Vec<_> =
+            self.fold.open_turns().filter(|turn| overdue(turn.deadline_us)).map(|turn| turn.number).collect();
         for turn in turns {
             self.end_early(shared, turn, StopReason::DeadlineExceeded);
         }

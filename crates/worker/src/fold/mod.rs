@@ -380,6 +380,11 @@ impl SessionFold {
         (turn.0 as usize).checked_sub(1).and_then(|at| self.turns.get(at))
     }
 
+    /// Turns that have not ended, in order.
+    pub(crate) fn open_turns(&self) -> impl Iterator<Item = &Turn> {
+        self.progress.iter().filter_map(|progress| self.turn(progress.number))
+    }
+
     /// The turn that runs or waits for tool results.
     pub(crate) fn current(&self) -> Option<&Progress> {
         self.progress.front().filter(|progress| progress.start.is_some())

@@ -24,11 +24,7 @@ pub(crate) enum Piece {
         again: bool,
     },
     /// Text of the open message.
-    Text {
-        text: String,
-        tokens: TokenRange,
-        logprobs: Vec<Vec<TokenLogprob>>,
-    },
+    Text { text: String, tokens: TokenRange, logprobs: Vec<Vec<TokenLogprob>> },
     /// Arguments of the open call.
     Arguments { arguments: String, tokens: TokenRange },
     /// The open item is whole, or will stay as it is.
@@ -202,7 +198,12 @@ impl OutputFold {
     }
 
     /// Goes on with what ended early, as another turn's generation.
-    pub(crate) fn reopen(mut self, stops: Vec<String>, (turn, generation): (u32, u32), pieces: &mut Vec<Piece>) -> Self {
+    pub(crate) fn reopen(
+        mut self,
+        stops: Vec<String>,
+        (turn, generation): (u32, u32),
+        pieces: &mut Vec<Piece>,
+    ) -> Self {
         self.stops = stops;
         self.id_prefix = format!("call_{turn}_{generation}_");
         self.calls = 0;
@@ -386,7 +387,11 @@ impl OutputFold {
         let range = TokenRange { start: self.uncovered.min(end), end };
         self.uncovered = end.max(self.uncovered);
         let count = range.len() as usize;
-        let logprobs = if self.logprobs.len() > count { self.logprobs.drain(..count).collect() } else { std::mem::take(&mut self.logprobs) };
+        let logprobs = if self.logprobs.len() > count {
+            self.logprobs.drain(..count).collect()
+        } else {
+            std::mem::take(&mut self.logprobs)
+        };
         (range, logprobs)
     }
 }

@@ -86,7 +86,12 @@ impl SessionFold {
         self.end.is_open() && self.last.is_some_and(|(_, early)| early)
     }
 
-    pub(super) fn turn_accepted(&mut self, now: TimeUs, number: TurnNumber, request: &TurnRequest) -> Result<(), String> {
+    pub(super) fn turn_accepted(
+        &mut self,
+        now: TimeUs,
+        number: TurnNumber,
+        request: &TurnRequest,
+    ) -> Result<(), String> {
         if number.0 as usize != self.turns.len() + 1 {
             return Err(format!("turn {} after {} turns", number.0, self.turns.len()));
         }
@@ -197,7 +202,6 @@ impl SessionFold {
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one journal entry")]
     pub(super) fn generation_ended(
         &mut self,
         now: TimeUs,
@@ -261,7 +265,6 @@ impl SessionFold {
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one journal entry")]
     pub(super) fn turn_ended(
         &mut self,
         now: TimeUs,
@@ -392,15 +395,17 @@ impl SessionFold {
 }
 
 fn required_calls(items: &[NumberedItem]) -> Vec<RequiredCall> {
-    let calls = items.iter().filter(|item| item.item.state == ItemState::Complete).filter_map(|item| match &item.item.content {
-        ItemContent::ToolCall { call_id, name, arguments, parse_error } => Some(RequiredCall {
-            call_id: call_id.clone(),
-            name: name.clone(),
-            arguments: arguments.clone(),
-            parse_error: parse_error.clone(),
-            answered: false,
-        }),
-        _ => None,
+    let calls = items.iter().filter(|item| item.item.state == ItemState::Complete).filter_map(|item| {
+        match &item.item.content {
+            ItemContent::ToolCall { call_id, name, arguments, parse_error } => Some(RequiredCall {
+                call_id: call_id.clone(),
+                name: name.clone(),
+                arguments: arguments.clone(),
+                parse_error: parse_error.clone(),
+                answered: false,
+            }),
+            _ => None,
+        }
     });
     calls.collect()
 }

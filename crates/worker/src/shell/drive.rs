@@ -57,11 +57,8 @@ pub(super) async fn run(
         while !effects.is_empty() {
             let refused: Vec<_> =
                 effects.into_iter().filter_map(|effect| carry_out(&inner, &mut waiting, effect)).collect();
-            effects = if refused.is_empty() {
-                Vec::new()
-            } else {
-                core.poll(now, vec![Input::Engine { effects: refused }])
-            };
+            effects =
+                if refused.is_empty() { Vec::new() } else { core.poll(now, vec![Input::Engine { effects: refused }]) };
         }
         *lock(&inner.stats) = core.stats();
         let sleep = Duration::from_micros(core.wake_at().saturating_sub((inner.clock)())).min(SLEEP_MAX);

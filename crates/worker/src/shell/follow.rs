@@ -109,13 +109,8 @@ async fn events(
 }
 
 async fn read(inner: &Inner, following: &Following, from: u64, seen: u64) -> Result<EventBatch, Failure> {
-    let request = ReadEvents {
-        session: following.session.clone(),
-        turn: following.turn,
-        from,
-        limit: buffer(inner),
-        seen,
-    };
+    let request =
+        ReadEvents { session: following.session.clone(), turn: following.turn, from, limit: buffer(inner), seen };
     match inner.ask(&following.caller, Request::ReadEvents(request)).await {
         Ok(Reply::Events(batch)) => Ok(batch),
         Ok(_) => Err(Failure::new(Reason::Internal, "no events in a reply with events")),

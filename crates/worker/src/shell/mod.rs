@@ -84,7 +84,7 @@ impl Default for WorkerSettings {
 const INPUTS_MAX: usize = 4_096;
 
 enum Message {
-    Ask { caller: Caller, request: Request, reply: oneshot::Sender<Result<Reply, Failure>> },
+    Ask { caller: Caller, request: Box<Request>, reply: oneshot::Sender<Result<Reply, Failure>> },
     Input(Input),
 }
 
@@ -199,7 +199,7 @@ impl LocalWorker {
 impl Inner {
     async fn ask(&self, caller: &Caller, request: Request) -> Result<Reply, Failure> {
         let (reply, answer) = oneshot::channel();
-        let message = Message::Ask { caller: caller.clone(), request, reply };
+        let message = Message::Ask { caller: caller.clone(), request: Box::new(request), reply };
         self.inputs.send(message).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }

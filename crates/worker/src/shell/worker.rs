@@ -9,8 +9,8 @@ use holdfast_journal::HeadFilter;
 use holdfast_types::{Failure, FailureDetail, NumberedItem, Reason, SessionId, Turn, TurnNumber};
 use holdfast_worker_api::{
     AppendItems, Caller, CancelTurn, CompletionStream, CountTokens, CreateSession, EventStream, Generate, ListItems,
-    ListSessions, ListTurns, ModelInfo, Page, RuntimeInfo, Session, StartTurn, SubmitToolResults, TokenCount, TurnStream,
-    UpdateSession, Worker,
+    ListSessions, ListTurns, ModelInfo, Page, RuntimeInfo, Session, StartTurn, SubmitToolResults, TokenCount,
+    TurnStream, UpdateSession, Worker,
 };
 
 use super::follow::{Following, completion, follow};
@@ -81,8 +81,7 @@ impl Worker for LocalWorker {
         let (journal, tenant) = (self.inner.journal.clone(), caller.tenant.clone());
         let heads = tokio::task::spawn_blocking(move || journal.list(&tenant, &filter, after.as_ref(), size + 1)).await;
         let unavailable = |error: String| Failure::new(Reason::JournalUnavailable, error);
-        let mut heads =
-            heads.map_err(|e| unavailable(e.to_string()))?.map_err(|e| unavailable(e.to_string()))?;
+        let mut heads = heads.map_err(|e| unavailable(e.to_string()))?.map_err(|e| unavailable(e.to_string()))?;
         let more = heads.len() > size;
         heads.truncate(size);
         let next_page_token = heads.last().filter(|_| more).map(|head| head.session.to_string()).unwrap_or_default();

@@ -33,8 +33,12 @@ pub struct Toy {
 
 impl Toy {
     pub fn new(close: Option<&str>) -> Self {
-        let form =
-            CallForm { open: "<call>".into(), open_token: Some(CALL), close: close.map(str::to_owned), close_token: None };
+        let form = CallForm {
+            open: "<call>".into(),
+            open_token: Some(CALL),
+            close: close.map(str::to_owned),
+            close_token: None,
+        };
         let bytes = (0..=255_u8).map(|b| vec![b]).chain((256..261).map(|_| Vec::new())).collect();
         Self { form, bytes, defaults: SamplingOverrides { max_output_tokens: Some(1000), ..Default::default() } }
     }
@@ -80,9 +84,7 @@ impl Language for Toy {
     }
     fn read_call(&self, body: &str) -> ReadCall {
         match body.split_once(':') {
-            Some((name, arguments)) => {
-                ReadCall { name: name.into(), arguments: arguments.into(), parse_error: None }
-            }
+            Some((name, arguments)) => ReadCall { name: name.into(), arguments: arguments.into(), parse_error: None },
             None => ReadCall { name: String::new(), arguments: body.into(), parse_error: Some("no colon".into()) },
         }
     }
@@ -127,7 +129,10 @@ impl ToyEngine {
             Command::Run(run) => {
                 assert!(!run.log.is_empty());
                 assert!(run.computed_before <= run.log.len() as u32);
-                assert!(!self.runs.values().any(|(other, ..)| other.sequence == run.sequence), "two runs of a sequence");
+                assert!(
+                    !self.runs.values().any(|(other, ..)| other.sequence == run.sequence),
+                    "two runs of a sequence"
+                );
                 self.seen.push((*run).clone());
                 self.runs.insert(run.run, (*run, 0, false));
             }
@@ -374,7 +379,7 @@ impl World {
         self.next += 1;
         let id = self.next;
         let (caller, entropy) = (Caller::default(), u128::from(id) << 20);
-        self.feed(vec![Input::Request { id: RequestId(id), caller, request, entropy }]);
+        self.feed(vec![Input::Request { id: RequestId(id), caller, request: Box::new(request), entropy }]);
         id
     }
 
@@ -476,10 +481,7 @@ pub fn user(name: &str, text: &str) -> StartTurn {
 }
 
 pub fn with_tools(names: &[&str]) -> SessionConfig {
-    let tool = |name: &&str| Tool {
-        name: (*name).into(),
-        description: String::new(),
-        parameters_json_schema: String::new(),
-    };
+    let tool =
+        |name: &&str| Tool { name: (*name).into(), description: String::new(), parameters_json_schema: String::new() };
     SessionConfig { tools: names.iter().map(tool).collect(), ..SessionConfig::default() }
 }
