@@ -10,12 +10,14 @@ import sys
 import tempfile
 
 import grpc
+import grpc_tools
 from grpc_tools import protoc
 
 PROTO = pathlib.Path(__file__).parents[2] / "proto"
 generated = tempfile.mkdtemp()
 files = [str(path) for path in sorted((PROTO / "holdfast" / "v1").glob("*.proto"))]
-if protoc.main(["protoc", f"-I{PROTO}", f"--python_out={generated}", f"--grpc_python_out={generated}", *files]) != 0:
+well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
+if protoc.main(["protoc", f"-I{PROTO}", f"-I{well_known}", f"--python_out={generated}", f"--grpc_python_out={generated}", *files]) != 0:
     sys.exit("the protos could not be compiled")
 sys.path.insert(0, generated)
 from holdfast.v1 import item_pb2, session_pb2, session_service_pb2 as api, session_service_pb2_grpc as rpc  # noqa: E402

@@ -8,6 +8,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::cli::ChatArgs;
 use crate::runtime::Runtime;
+use crate::settings::TelemetrySettings;
 use crate::turn_view::{self, Outcome};
 
 const HELP: &str = "/items shows the log, /tools how to answer calls, /quit or Ctrl-D leaves; the session stays.";
@@ -36,8 +37,12 @@ pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
 async fn start_embedded(args: &ChatArgs) -> anyhow::Result<Runtime> {
     let mut settings = args.settings.clone();
     settings.listen.get_or_insert_with(|| "127.0.0.1:0".to_owned());
-    let loaded = crate::load_settings(&settings)?;
-    Runtime::start(&loaded.settings).await
+    let mut settings = crate::load_settings(&settings)?.settings;
+    if settings.telemetry == TelemetrySettings::default() {
+        // Log lines would stand between question and answer.
+        "warn".clone_into(&mut settings.telemetry.log);
+    }
+    Runtime::start(&settings).await
 }
 
 async fn converse(client: &Client, args: &ChatArgs) -> anyhow::Result<()> {

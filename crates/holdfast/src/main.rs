@@ -8,6 +8,7 @@ mod clock;
 mod config;
 mod flags;
 mod gauges;
+mod reason;
 mod runtime;
 mod serve;
 mod sessions;
@@ -26,8 +27,9 @@ fn main() -> ExitCode {
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             #[expect(clippy::print_stderr, reason = "the one place where a command's error is told")]
-            {
-                eprintln!("holdfast: {error:#}");
+            match reason::of(&error) {
+                Some(reason) => eprintln!("holdfast: {reason}: {error:#}"),
+                None => eprintln!("holdfast: {error:#}"),
             }
             ExitCode::FAILURE
         }

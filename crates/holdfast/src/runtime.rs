@@ -52,7 +52,7 @@ impl Runtime {
         let journal = open_journal(settings, &telemetry)?;
         let listener = TcpListener::bind(settings.listen)
             .await
-            .with_context(|| format!("{} cannot be listened on; choose another --listen", settings.listen))?;
+            .with_context(|| format!("INVALID_SETTING: listen: {} cannot be listened on; choose another --listen", settings.listen))?;
         let address = listener.local_addr()?;
 
         let (port, inbox) = WorkerPort::new();
