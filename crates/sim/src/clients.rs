@@ -5,11 +5,12 @@
 
 use fastrand::Rng;
 use holdfast_types::{Event, EventKind, Failure, Item, NumberedItem, Reason, SessionId, Turn, TurnNumber, TurnState};
-use holdfast_worker::core::{EventBatch, Reply, Request, RequestId};
+use holdfast_worker::core::{Reply, Request, RequestId};
 use holdfast_worker_api::{
     AppendItems, CancelTurn, CreateSession, Generate, ListItems, ListTurns, StartTurn, SubmitToolResults, UpdateSession,
 };
 
+use crate::followers::{Dropped, Excuse, Follower};
 use crate::script;
 
 /// What an agent asks for; kept, so that it can ask again.
@@ -26,7 +27,7 @@ pub enum Operation {
     /// Add items.
     Append(AppendItems),
     /// Change labels.
-    Update(UpdateSession),
+    Update(Box<UpdateSession>),
     /// Delete the session.
     Delete(SessionId),
     /// Ask without a session.
@@ -48,7 +49,7 @@ impl Operation {
             Self::Results(results) => Request::SubmitToolResults(results),
             Self::Cancel(cancel) => Request::CancelTurn(cancel),
             Self::Append(append) => Request::AppendItems(append),
-            Self::Update(update) => Request::UpdateSession(update),
+            Self::Update(update) => Request::UpdateSession(*update),
             Self::Delete(session) => Request::DeleteSession { session, etag: None },
             Self::Generate(generate) => Request::Generate(*generate),
             Self::Look(session) => Request::GetSession(session),
@@ -106,43 +107,6 @@ struct Asked {
     operation: Operation,
     /// It was acknowledged before: the turn that it must give again.
     again: Option<TurnNumber>,
-}
-
-/// Where a follower stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Detached,
-    Attaching(RequestId),
-    Ready,
-    Reading(RequestId),
-    Ended,
-}
-
-/// What a dropped stream was of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dropped {
-    /// A turn.
-    Turn(TurnNumber),
-    /// A stateless completion.
-    Completion(u64),
-}
-
-/// Someone who follows events.
-#[derive(Debug)]
-pub struct Follower {
-    turn: Option<TurnNumber>,
-    /// It reads a stateless completion.
-    completion: Option<u64>,
-    next: u64,
-    seen: u64,
-    place: Place,
-    saw_end: bool,
-}
-
-impl Follower {
-    fn new(turn: Option<TurnNumber>, next: u64) -> Self {
-        Self { turn, completion: None, next, seen: 0, place: Place::Detached, saw_end: false }
-    }
 }
 
 /// An agent with one session.
@@ -275,7 +239,7 @@ impl Agent {
             73..77 => {
                 let (patch, config) = script::update(&mut self.rng);
                 self.wants_deletion |= patch.ttl_s.is_some();
-                Operation::Update(UpdateSession { session, etag: None, patch, config })
+                Operation::Update(Box::new(UpdateSession { session, etag: None, patch, config }))
             }
             77..79 => Operation::Delete(session),
             79..84 => Operation::Look(session),
@@ -334,12 +298,7 @@ impl Agent {
     pub fn reconnect(&mut self, id: RequestId, last: u64) -> Option<(Request, &'static str)> {
         self.turns.clear();
         self.looked = false;
-        for follower in self.followers.iter_mut().filter(|follower| follower.place != Place::Ended) {
-            // A completion dies with its node.
-            follower.place = if follower.completion.is_some() { Place::Ended } else { Place::Detached };
-            follower.seen = 0;
-            follower.next = follower.next.min(last + 1);
-        }
+        self.followers.iter_mut().for_each(|follower| follower.reconnect(last));
         let asked = self.asked.as_mut()?;
         asked.id = id;
         Some((asked.operation.request(), asked.operation.name()))
@@ -354,9 +313,7 @@ impl Agent {
         retryable: bool,
         history: &[Event],
     ) -> Option<Heard> {
-        if let Some(at) =
-            self.followers.iter().position(|f| matches!(f.place, Place::Attaching(of) | Place::Reading(of) if of == id))
-        {
+        if let Some(at) = self.followers.iter().position(|follower| follower.waits_for(id)) {
             return Some(self.hear_follower(at, result, retryable, history));
         }
         let asked = self.asked.take_if(|asked| asked.id == id)?;
@@ -384,7 +341,7 @@ impl Agent {
                 self.acknowledged.push(Acknowledged::Session);
                 self.repeatable.push((operation, None));
                 if self.rng.bool() {
-                    self.followers.push(Follower::new(None, 1));
+                    self.followers.push(Follower::watcher());
                 }
             }
             (Operation::Turn(request, follow), Reply::Turn(turn, from)) => {
@@ -397,7 +354,7 @@ impl Agent {
                 let (number, from, follow) = (turn.number, *from, *follow);
                 self.repeatable.push((operation, Some(number)));
                 if follow {
-                    self.followers.push(Follower { place: Place::Ready, ..Follower::new(Some(number), from) });
+                    self.followers.push(Follower::of_turn(number, from));
                 }
             }
             (Operation::Results(request), Reply::Turn(turn, _)) => {
@@ -429,11 +386,7 @@ impl Agent {
                 self.acknowledged.push(Acknowledged::Deleted);
             }
             (Operation::Generate(_), Reply::Completion(completion)) => {
-                self.followers.push(Follower {
-                    completion: Some(*completion),
-                    place: Place::Ready,
-                    ..Follower::new(None, 1)
-                });
+                self.followers.push(Follower::of_completion(*completion));
             }
             (Operation::Turns(_), Reply::Turns(page)) => self.turns = page.elements.clone(),
             (Operation::Update(_) | Operation::Look(_), Reply::Session(_)) | (Operation::Items(_), Reply::Items(_)) => {
@@ -467,6 +420,7 @@ impl Agent {
                 R::TurnMismatch,
                 R::QueueFull,
                 R::InvalidArgument,
+                R::EmptyTurn,
                 R::DuplicateCallId,
                 R::UnknownCallId,
             ][..],
@@ -490,68 +444,34 @@ impl Agent {
 
     /// Whether nothing more comes for its followers when `last` is the number of the session's last event.
     pub fn has_caught_up(&self, last: u64) -> bool {
-        self.followers.iter().all(|follower| match (follower.place, follower.turn, follower.completion) {
-            (Place::Ended, ..) => true,
-            (Place::Ready, None, None) => follower.next > last,
-            _ => false,
-        })
+        self.followers.iter().all(|follower| follower.has_caught_up(last))
     }
 
     /// What it is up to, for a person.
     pub fn describe(&self) -> String {
         let asked = self.asked.as_ref().map(|asked| asked.operation.name());
         let turns: Vec<_> = self.turns.iter().map(|turn| (turn.number.0, turn.state)).collect();
-        let followers: Vec<_> = self.followers.iter().map(|f| (f.turn.map(|turn| turn.0), f.place, f.next)).collect();
-        format!("{}: asked {asked:?}, turns {turns:?}, followers {followers:?}", self.session)
+        format!("{}: asked {asked:?}, turns {turns:?}, followers {:?}", self.session, self.followers)
     }
 
     /// Followers that could move.
     pub fn followers(&self) -> usize {
-        self.followers.iter().filter(|f| matches!(f.place, Place::Detached | Place::Ready)).count()
+        self.followers.iter().filter(|follower| follower.is_movable()).count()
     }
 
     /// Moves the `nth` follower that could move.
     pub fn follow(&mut self, nth: usize, id: RequestId) -> Option<Request> {
         let limit = self.rng.usize(1..12);
-        let session = self.session.clone();
-        let movable = |f: &&mut Follower| matches!(f.place, Place::Detached | Place::Ready);
-        let follower = self.followers.iter_mut().filter(movable).nth(nth)?;
-        if follower.place == Place::Detached {
-            follower.place = Place::Attaching(id);
-            return Some(match follower.turn {
-                Some(turn) => Request::GetTurn { session, turn, from_sequence: follower.next },
-                None => Request::Watch { session, from_sequence: follower.next },
-            });
-        }
-        follower.place = Place::Reading(id);
-        if let Some(completion) = follower.completion {
-            return Some(Request::ReadCompletion { completion, from: follower.next, limit });
-        }
-        Some(Request::ReadEvents(holdfast_worker::core::ReadEvents {
-            session,
-            turn: follower.turn,
-            from: follower.next,
-            limit,
-            seen: follower.seen,
-        }))
+        let follower = self.followers.iter_mut().filter(|follower| follower.is_movable()).nth(nth)?;
+        Some(follower.ask(&self.session, id, limit))
     }
 
     /// Drops the `nth` follower that could move; what its stream was of, if it was more than a watcher.
     pub fn unfollow(&mut self, nth: usize) -> Option<Dropped> {
-        let movable = |f: &&mut Follower| matches!(f.place, Place::Detached | Place::Ready);
-        let follower = self.followers.iter_mut().filter(movable).nth(nth)?;
-        if let Some(completion) = follower.completion {
-            follower.place = Place::Ended;
-            return Some(Dropped::Completion(completion));
-        }
-        let turn = follower.turn?;
-        follower.place = Place::Ended;
-        // It comes back later, from where it was.
-        let (next, seen) = (follower.next, follower.saw_end);
-        if !seen {
-            self.followers.push(Follower::new(Some(turn), next));
-        }
-        Some(Dropped::Turn(turn))
+        let follower = self.followers.iter_mut().filter(|follower| follower.is_movable()).nth(nth)?;
+        let (dropped, later) = follower.drop_stream()?;
+        self.followers.extend(later);
+        Some(dropped)
     }
 
     /// Completions that were read to their end since the last call.
@@ -566,92 +486,15 @@ impl Agent {
         retryable: bool,
         history: &[Event],
     ) -> Heard {
-        let gone = result.as_ref().is_err_and(|failure| self.may_be_gone(failure));
+        let not_yet = |failure: &Failure| failure.reason == Reason::SessionNotFound && !self.is_created;
+        let excuse = match result {
+            Err(failure) if self.may_be_gone(failure) => Excuse::Gone,
+            Err(failure) if (retryable && failure.reason.is_retryable()) || not_yet(failure) => Excuse::Later,
+            _ => Excuse::None,
+        };
         let follower = &mut self.followers[at];
-        match result {
-            Ok(Reply::Turn(_, from)) => {
-                follower.next = follower.next.max(*from);
-                follower.place = Place::Ready;
-                Ok(Vec::new())
-            }
-            Ok(Reply::Position(from)) => {
-                follower.next = *from;
-                follower.place = Place::Ready;
-                Ok(Vec::new())
-            }
-            Ok(Reply::Events(batch)) => self.hear_events(at, batch, history),
-            Ok(other) => Err(format!("a follower got {other:?}")),
-            Err(_) if gone => {
-                follower.place = Place::Ended;
-                Ok(Vec::new())
-            }
-            Err(failure) if retryable && failure.reason.is_retryable() => {
-                follower.place = Place::Detached;
-                Ok(Vec::new())
-            }
-            Err(failure) if failure.reason == Reason::SessionNotFound && !self.is_created => {
-                follower.place = Place::Detached;
-                Ok(Vec::new())
-            }
-            Err(failure) => Err(format!("a follower was refused: {failure}")),
-        }
-    }
-
-    /// Events for a follower; those that are no longer in memory come out of the journal, as the worker's shell does it.
-    fn hear_events(&mut self, at: usize, batch: &EventBatch, history: &[Event]) -> Heard {
-        let follower = &mut self.followers[at];
-        follower.place = Place::Ready;
-        if let Some(completion) = follower.completion {
-            let ends = batch.events.iter().filter(|event| event.kind.is_terminal()).count();
-            let is_last = batch.events.last().is_some_and(|event| event.kind.is_terminal());
-            if batch.next != follower.next + batch.events.len() as u64
-                || ends != usize::from(is_last)
-                || batch.last != is_last
-            {
-                return Err(format!("completion {completion} from event {} on: {batch:?}", follower.next));
-            }
-            follower.next = batch.next;
-            if batch.last {
-                follower.place = Place::Ended;
-                self.finished.push(completion);
-            }
-            return Ok(Vec::new());
-        }
-        let mut events = batch.events.clone();
-        if batch.older {
-            let wanted = |event: &&Event| {
-                (follower.next..batch.next).contains(&event.sequence)
-                    && follower.turn.is_none_or(|turn| turn == event.turn)
-            };
-            events = history.iter().filter(wanted).cloned().collect();
-        }
-        for event in &events {
-            if event.sequence < follower.next {
-                return Err(format!("event {} came again after {}", event.sequence, follower.next - 1));
-            }
-            match follower.turn {
-                None if event.sequence != follower.next => {
-                    return Err(format!("event {} came where {} was due", event.sequence, follower.next));
-                }
-                Some(turn) if event.turn != turn => {
-                    return Err(format!("an event of turn {} among those of {}", event.turn.0, turn.0));
-                }
-                _ => {}
-            }
-            follower.next = event.sequence + 1;
-            follower.saw_end |= follower.turn.is_some() && event.kind.is_terminal();
-        }
-        if let Some(unnumbered) = batch.ephemeral.iter().find(|event| event.sequence != 0) {
-            return Err(format!("an ephemeral event has number {}", unnumbered.sequence));
-        }
-        follower.next = follower.next.max(batch.next);
-        follower.seen = batch.seen;
-        if batch.last {
-            if follower.turn.is_some() && !follower.saw_end && !batch.deleted {
-                return Err(format!("the stream of turn {:?} ended without its end", follower.turn));
-            }
-            follower.place = Place::Ended;
-        }
+        let events = follower.hear(result, excuse, history)?;
+        self.finished.extend(follower.finished_completion());
         for event in &events {
             self.note_event(event);
         }

@@ -6,7 +6,7 @@
 //!
 //! - `node`: the parts of one process, and everything on its way between them; `device`: a device that fails on demand;
 //!   `alphabet`: a language of a few characters.
-//! - `clients`, `script`: agents and what they say.
+//! - `clients`, `script`, `followers`: agents, what they say, and how they follow events.
 //! - `oracle`: what must hold whatever happens; `replay`: that every token is the one it has to be.
 //! - `world`: the loop over all of that; `trace`: what it did.
 //! - `twin`: whole histories played again under other circumstances.
@@ -17,6 +17,7 @@
 pub mod alphabet;
 pub mod clients;
 pub mod device;
+pub mod followers;
 pub mod node;
 pub mod oracle;
 pub mod replay;

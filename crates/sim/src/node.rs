@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use holdfast_engine::{Command, Engine, EngineConfig};
 use holdfast_journal::{AppendFuture, Journal, JournalError, MemoryJournal, NewEntry};
-use holdfast_types::{Limits, Precision, SessionId, TenantId, TimeUs};
+use holdfast_types::{Limits, Precision, SessionId, SessionState, TenantId, TimeUs};
 use holdfast_worker::core::{
     Channel, CoreSettings, Effect, Input, Reply, Request, RequestId, ServedModel, Ticket, WorkerCore,
 };
@@ -70,6 +70,8 @@ pub struct Node {
     attentions: VecDeque<TimeUs>,
     answers: Vec<Answer>,
     announced: Vec<Channel>,
+    /// What the core should not have asked for.
+    problems: Vec<String>,
     drained: bool,
     /// Lives of the process so far.
     lives: u64,
@@ -85,7 +87,7 @@ impl Node {
         let faults = Faults::default();
         let device = SimDevice::new(settings.device, faults.clone());
         let core = core(&settings, &language, &device);
-        let engine = Engine::new(Box::new(device), settings.engine.clone());
+        let engine = Engine::new(Box::new(device), settings.engine);
         Self {
             settings,
             language,
@@ -102,6 +104,7 @@ impl Node {
             attentions: VecDeque::new(),
             answers: Vec::new(),
             announced: Vec::new(),
+            problems: Vec::new(),
             drained: false,
             lives: 1,
             engine_idle: false,
@@ -115,7 +118,7 @@ impl Node {
         self.journal = if power { self.journal.lose_power() } else { self.journal.crash() };
         let device = SimDevice::new(self.settings.device, self.faults.clone());
         self.core = core(&self.settings, &self.language, &device);
-        self.engine = Engine::new(Box::new(device), self.settings.engine.clone());
+        self.engine = Engine::new(Box::new(device), self.settings.engine);
         self.inbox.clear();
         self.commands.clear();
         self.reports.clear();
@@ -177,7 +180,7 @@ impl Node {
 
     /// Puts a request where the core will take it.
     pub fn ask(&mut self, id: RequestId, request: Request, entropy: u128) {
-        self.inbox.push(Input::Request { id, caller: Caller::default(), request, entropy });
+        self.inbox.push(Input::Request { id, caller: Caller::default(), request: Box::new(request), entropy });
     }
 
     /// A turn's stream was dropped.
@@ -220,6 +223,13 @@ impl Node {
             Effect::Load { tenant, session, count } => self.loads.push_back((tenant, session, count)),
             Effect::Attention { before_us } => self.attentions.push_back(before_us),
             Effect::Purge { tenant, session } => {
+                let head = self.journal.head(&tenant, &session).ok().flatten();
+                if head.is_some_and(|head| head.state != SessionState::Deleting) {
+                    self.problems.push(format!("{session} is to be purged before its deletion is committed"));
+                }
+                if self.purges.iter().any(|(_, other, _)| *other == session) {
+                    self.problems.push(format!("{session} is to be purged twice"));
+                }
                 let future = self.journal.purge(tenant.clone(), session.clone());
                 self.purges.push_back((tenant, session, future));
             }
@@ -337,9 +347,9 @@ impl Node {
         self.is_busy()
     }
 
-    /// What the parts say is wrong with the device's memory; nothing when all is well.
+    /// What is wrong with the device's memory, and what the core should not have asked for; nothing when all is well.
     pub fn audit(&self) -> Vec<String> {
-        self.engine.audit()
+        self.engine.audit().into_iter().chain(self.problems.iter().cloned()).collect()
     }
 }
 

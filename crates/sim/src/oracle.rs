@@ -223,7 +223,7 @@ fn check_turn(record: &Record, number: TurnNumber, unlucky: bool) -> Result<(), 
             R::SessionDeleted | R::ContextOverflow | R::InvalidArgument | R::DuplicateCallId | R::UnknownCallId
         );
         let device = matches!(failure.reason, R::DeviceFault | R::DeviceLost | R::OutOfMemory);
-        if !known && !(unlucky && device) {
+        if !(known || unlucky && device) {
             return Err(format!("turn {} failed: {failure}", number.0));
         }
     }

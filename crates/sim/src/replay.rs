@@ -145,6 +145,8 @@ fn alone(
         domain: ChainDomain::single(DomainSecret([0; 32])),
         flow: 0,
         accepted_us: 0,
+        transient: false,
+        resumed: 0,
         sample: Some(SampleRequest {
             params,
             seed: request.settings.seed,

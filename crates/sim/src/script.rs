@@ -60,7 +60,7 @@ fn imported(rng: &mut Rng) -> Vec<Item> {
 /// A change of a session: a name, an early end, or other instructions.
 pub fn update(rng: &mut Rng) -> (SessionPatch, Option<ConfigPatch>) {
     let mut patch = SessionPatch { display_name: Some(words(rng, 1)), ..SessionPatch::default() };
-    patch.ttl_s = (rng.u8(..6) == 0).then(|| rng.u64(1..4));
+    patch.ttl_s = (rng.u8(..2) == 0).then(|| rng.u64(1..4));
     let values = SessionConfig { instructions: words(rng, 2), ..SessionConfig::default() };
     let config = (rng.u8(..3) == 0).then(|| ConfigPatch { fields: vec!["config.instructions".to_owned()], values });
     (patch, config)
@@ -84,7 +84,7 @@ pub fn result(rng: &mut Rng, call_id: &str) -> Item {
 pub fn sampling(rng: &mut Rng, tokens_max: u32) -> SamplingOverrides {
     let mut some = |chance: u8| rng.u8(..100) < chance;
     let (greedy, logprobs, seeded, penalties, nudge, stop) =
-        (some(20), some(50), some(50), some(25), some(60), some(20));
+        (some(20), some(50), some(50), some(25), some(60), some(35));
     SamplingOverrides {
         temperature: if greedy { Some(0.0) } else { None },
         top_k: (rng.u8(..5) == 0).then(|| rng.u32(1..20)),

@@ -206,7 +206,7 @@ impl Player {
             (_, Ok(_)) => {}
             (Operation::Results(_), Err(failure)) if failure.reason == Reason::ContextOverflow => self.is_stuck = true,
             (Operation::Turn(..) | Operation::Append(_), Err(failure))
-                if matches!(failure.reason, Reason::ContextOverflow | Reason::InvalidArgument) => {}
+                if matches!(failure.reason, Reason::ContextOverflow | Reason::InvalidArgument | Reason::EmptyTurn) => {}
             (operation, Err(failure)) => return Err(format!("{} was refused: {failure}", operation.name())),
         }
         Ok(())

@@ -14,8 +14,9 @@ use holdfast_journal::Body;
 use holdfast_types::{Reason, SessionId, TimeUs, TurnState};
 use holdfast_worker::core::{Request, RequestId};
 
-use crate::clients::{Agent, Dropped};
+use crate::clients::Agent;
 use crate::device::{DeviceShape, Mishap};
+use crate::followers::Dropped;
 use crate::node::{Node, NodeSettings};
 use crate::oracle::{Oracle, Record};
 use crate::replay;
@@ -177,7 +178,7 @@ const ACTIONS: [(Action, u32); 16] = [
     (Action::Follow, 60),
     (Action::Unfollow, 6),
     (Action::Advance, 30),
-    (Action::Mishap, 4),
+    (Action::Mishap, 7),
     (Action::Crash, 5),
     (Action::PowerLoss, 2),
     (Action::Drain, 2),
