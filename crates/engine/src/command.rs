@@ -44,6 +44,11 @@ pub struct Run {
     pub flow: u64,
     /// When the turn was accepted: queue time and time to first token count from here.
     pub accepted_us: TimeUs,
+    /// Nothing of its KV is wanted again: what it leaves on the device is evicted before anything that a session left.
+    pub transient: bool,
+    /// Tokens at the end of the log that this run's generation sampled before it was interrupted. They are its output, so
+    /// they are no part of the input that usage and progress tell of. 0 for a generation that begins; less than the log.
+    pub resumed: u32,
     /// What to sample; `None` computes all but the last token of the log and stops (prefill).
     pub sample: Option<SampleRequest>,
 }

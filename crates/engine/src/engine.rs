@@ -28,6 +28,7 @@ use holdfast_scheduler::{
 use holdfast_types::{DeviceDescription, Failure, LateInputs, Reason, SequenceId, SlotSampling, StepOutput, TimeUs};
 
 use crate::cost::CostModel;
+use crate::observe::StepObserver;
 use crate::run::{RunState, shares};
 use crate::{BlockUse, Command, Effect, EngineSnapshot, FinishReason, Run, RunId};
 
@@ -61,6 +62,7 @@ pub struct Engine {
     /// The device was lost and has not answered since: its next epoch is the one we already started over for.
     awaits_epoch: bool,
     totals: EngineSnapshot,
+    observer: Option<StepObserver>,
 }
 
 impl Engine {
@@ -75,10 +77,16 @@ impl Engine {
             costs: CostModel::default(),
             awaits_epoch: false,
             totals: EngineSnapshot::default(),
+            observer: None,
             backend,
             device,
             config,
         }
+    }
+
+    /// Records every step from now on.
+    pub fn observe(&mut self, observer: StepObserver) {
+        self.observer = Some(observer);
     }
 
     /// What the device is.
@@ -181,13 +189,13 @@ impl Engine {
             effects.push(Effect::Failed { run: id, failure, usage });
             return;
         }
-        if sampling.is_some() && state.input == context_limit {
+        if sampling.is_some() && state.log == context_limit {
             let usage = Box::new(state.settle(now));
             effects.push(Effect::Finished { run: id, reason: FinishReason::ContextFull, usage });
             return;
         }
-        let Run { sequence, log, domain, flow, .. } = run;
-        match self.scheduler.submit(Job { id: JobId(id.0), sequence, log, domain, flow, sampling }) {
+        let Run { sequence, log, domain, flow, transient, .. } = run;
+        match self.scheduler.submit(Job { id: JobId(id.0), sequence, log, domain, flow, transient, sampling }) {
             Ok(()) => {
                 self.sequences.insert(sequence, id);
                 self.runs.insert(id, state);
@@ -208,8 +216,8 @@ impl Engine {
         if let Some(other) = self.sequences.get(&run.sequence) {
             return defect(format!("its sequence {} has run {}", run.sequence.0, other.0));
         }
-        if run.log.is_empty() || !run.domain.is_well_formed() {
-            return defect("it has no log, or a domain with holes".to_owned());
+        if run.resumed as usize >= run.log.len() || !run.domain.is_well_formed() {
+            return defect("it has no input, or a domain with holes".to_owned());
         }
         let sampled = run.sample.iter().map(|sample| sample.precision);
         let mut precisions = run.log.iter().map(|token| token.precision).chain(sampled);
@@ -257,7 +265,7 @@ impl Engine {
     /// One step. Returns the time at its end.
     fn step(&mut self, now: TimeUs, effects: &mut Vec<Effect>) -> TimeUs {
         let Some(step) = self.scheduler.plan(&self.costs.costs(), self.rows_max) else { return now };
-        let span = tracing::debug_span!("step", id = step.plan.id.0, rows = step.rows, sequences = step.jobs.len());
+        let span = self.observer.as_ref().map_or_else(tracing::Span::none, |observer| observer.begin(&step));
         let _entered = span.enter();
         for job in &step.jobs {
             if let Some(state) = self.runs.get_mut(&RunId(job.0)) {
@@ -265,7 +273,12 @@ impl Engine {
             }
         }
         match self.compute(&step) {
-            Ok(output) => self.apply(&step, &output, now, effects),
+            Ok(output) => {
+                if let Some(observer) = &mut self.observer {
+                    observer.end(&step, output.device_time_us, self.scheduler.preemptions());
+                }
+                self.apply(&step, &output, now, effects)
+            }
             Err((error, how)) => {
                 tracing::debug!(%error, "step failed");
                 self.recover(&step, error, how, now, effects);

@@ -9,13 +9,14 @@
 //!
 //! - `command`: what goes in and comes out.
 //! - `engine`: the state machine, [`Engine`]; `run`: one run's limits and its account of usage; `cost`: what steps cost.
-//! - `shell`: the thread, [`EngineThread`]; `snapshot`: what gauges show.
+//! - `shell`: the thread, [`EngineThread`]; `snapshot`: what gauges show; `observe`: what is recorded of steps, [`StepObserver`].
 //! - `testing`: a device whose tokens are a hash of every cell they can see, for tests and simulations.
 #![forbid(unsafe_code)]
 
 mod command;
 mod cost;
 mod engine;
+mod observe;
 mod run;
 mod shell;
 mod snapshot;
@@ -24,5 +25,6 @@ pub mod testing;
 pub use command::{Command, Effect, FinishReason, Run, RunId, SampleRequest};
 pub use engine::{Engine, EngineConfig};
 pub use holdfast_scheduler::SchedulerConfig;
+pub use observe::StepObserver;
 pub use shell::{Clock, EffectSink, EngineHandle, EngineThread, SendError};
 pub use snapshot::{BlockUse, EngineSnapshot};

@@ -16,6 +16,8 @@ pub(crate) struct RunState {
     pub(crate) sequence: SequenceId,
     sample: Option<SampleRequest>,
     /// Tokens of the log when it came.
+    pub(crate) log: u32,
+    /// Those of them that are input: without what its generation sampled before it was interrupted.
     pub(crate) input: u32,
     /// Times that the device was lost under it.
     pub(crate) losses: u32,
@@ -49,14 +51,15 @@ impl RunState {
             held_bytes: 0,
             held_since_us: 0,
         };
-        let input = run.log.len() as u32;
+        let log = run.log.len() as u32;
+        let input = log.saturating_sub(run.resumed);
         let sample = run.sample.take();
-        Self { sequence: run.sequence, sample, input, losses: 0, reported: None, account }
+        Self { sequence: run.sequence, sample, log, input, losses: 0, reported: None, account }
     }
 
     /// Tokens of the log now.
     pub(crate) fn log_tokens(&self) -> u32 {
-        self.input + self.account.usage.output_tokens as u32
+        self.log + self.account.usage.output_tokens as u32
     }
 
     /// The mask of its next sample, while it is forced.
@@ -125,7 +128,7 @@ impl RunState {
             Some(FinishReason::StopToken)
         } else if usage.output_tokens >= u64::from(sample.max_tokens) {
             Some(FinishReason::MaxTokens)
-        } else if u64::from(self.input) + usage.output_tokens >= usage.context_limit {
+        } else if u64::from(self.log) + usage.output_tokens >= usage.context_limit {
             Some(FinishReason::ContextFull)
         } else {
             None

@@ -6,7 +6,8 @@ mod harness;
 use harness::{Host, config, log, prefill, run, start};
 use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDone, CopyTicket, StepTicket};
 use holdfast_engine::testing::{Call, TokenBackend, small_device};
-use holdfast_engine::{Command, Engine, FinishReason, RunId};
+use holdfast_engine::{Command, Engine, FinishReason, Run, RunId};
+use holdfast_kv::{ChainDomain, DomainSecret};
 use holdfast_types::{
     DeviceDescription, LateInputs, LogToken, Precision, Reason, SamplingParams, SequenceId, StepOutput, StepPlan,
 };
@@ -111,6 +112,77 @@ fn usage_tells_own_from_shared_and_new_from_lost() {
         (9, 20),
         "its tail and its own block; the rest is still another's"
     );
+}
+
+#[test]
+fn a_generation_that_was_interrupted_is_accounted_for_as_if_it_had_not_been() {
+    let mut host = host();
+    let mut whole = run(1, log(0..20), 12);
+    whole.computed_before = 7;
+    let expected = host.expected(&whole);
+    let story = host.complete(whole.clone());
+    assert_eq!(story.usage.input_tokens, 20);
+    for sampled in [1, 5, 11] {
+        let mut host = self::host();
+        let mut rest = Run { resumed: sampled, ..run(2, whole.log.clone(), 12 - sampled) };
+        rest.log.extend(log(expected[..sampled as usize].iter().copied()));
+        rest.computed_before = 7;
+        let sample = rest.sample.as_mut().unwrap();
+        (sample.seed, sample.sampled_before) = (1, expected[..sampled as usize].to_vec());
+        let record = host.complete(rest);
+        assert_eq!(record.tokens, expected[sampled as usize..]);
+        let usage = record.usage;
+        assert_eq!(
+            (usage.input_tokens, usage.recomputed_tokens, usage.computed_tokens),
+            (20, 7, 13),
+            "as at its start"
+        );
+        assert_eq!((usage.preempted_tokens, usage.context_used), (0, story.usage.context_used));
+        assert_eq!(usage.by_precision.native, 20 + 11, "and every row that was computed here");
+        assert_eq!(record.progress.last(), Some(&(20, 20)), "progress is about the input");
+    }
+    let mut nothing = run(3, log(0..4), 2);
+    nothing.resumed = 4;
+    host.complete(nothing);
+    assert_eq!(host.failure(3).reason, Reason::Internal);
+}
+
+#[test]
+fn what_a_transient_run_leaves_is_evicted_before_a_sessions_blocks() {
+    for transient in [false, true] {
+        let mut host = Host::new(small_device(4, &[12], 4), config(16));
+        host.complete(run(1, log(0..13), 1));
+        let mut passing = Run { transient, ..run(2, log(30..46), 1) };
+        passing.domain = ChainDomain::single(DomainSecret([9; 32]));
+        host.complete(passing);
+        host.poll(vec![Command::Forget { sequence: SequenceId(2) }]);
+        host.complete(run(3, log(20..48), 1));
+        let mut back = run(4, log(0..13), 1);
+        back.sequence = SequenceId(1);
+        let cached = host.complete(back).usage.cached.total();
+        assert_eq!(cached == 12, transient, "{cached} of 12 tokens were kept");
+    }
+}
+
+#[test]
+fn a_cancelled_run_frees_slot_and_blocks_within_the_poll() {
+    let mut host = Host::new(small_device(4, &[16], 1), config(4));
+    // In mid-prefill, in mid-decode, and while it waits for the only slot.
+    for polls in [1, 6] {
+        host.poll(vec![start(run(polls, log(0..15), 40)), start(run(polls + 100, log(0..3), 2))]);
+        (1..polls).for_each(|_| host.poll(Vec::new()));
+        let before = host.engine.snapshot();
+        assert_eq!((before.running, before.waiting), (1, 1));
+        assert!(before.blocks.used > 0);
+        host.poll(vec![Command::Cancel { run: RunId(polls + 100) }, Command::Cancel { run: RunId(polls) }]);
+        let after = host.engine.snapshot();
+        assert_eq!((after.running, after.waiting, after.blocks.used), (0, 0, 0));
+        assert_eq!((host.reason(polls), host.reason(polls + 100)), (FinishReason::Cancelled, FinishReason::Cancelled));
+    }
+    host.poll(vec![start(run(7, log(0..15), 40)), start(run(8, log(20..23), 2))]);
+    host.poll(vec![Command::Cancel { run: RunId(7) }]);
+    assert_eq!(host.records[&RunId(8)].tokens.len(), 1, "who waited has the place in the same poll");
+    host.settle();
 }
 
 #[test]

@@ -136,6 +136,8 @@ fn play(world: &World) -> Host {
                     domain: domain(),
                     flow: talk.flow,
                     accepted_us: host.now,
+                    transient: false,
+                    resumed: 0,
                     sample: (plan.settings < 3 || turn > 0).then(|| SampleRequest {
                         params: settings(plan.settings),
                         seed: u64::from(family),

@@ -2,7 +2,8 @@
 //!
 //! In: what a client asks for, and a way to ask the worker. Out: a page of at most `page_size` elements whose bytes fit
 //! into `reply_bytes`. The worker's page tokens are passed through: a page that is too large is asked for again with as many
-//! elements as fit, so its token is right by itself. Deliberately not here: what a token means.
+//! elements as fit, so its token is right by itself. Each goes out under the seal of its list, so that it is taken back only
+//! with the same arguments; a seal is a check against mistakes, not a secret. Deliberately not here: what a token means.
 
 use std::future::Future;
 
@@ -23,8 +24,11 @@ const TOKEN_BYTES: usize = 1_024;
 /// Bytes that an element of a repeated field takes beside itself: its tag and its length.
 const ELEMENT_OVERHEAD_BYTES: usize = 1 + 5;
 
-/// Bytes of a page beside its elements and the text of its token.
-const PAGE_OVERHEAD_BYTES: usize = 16;
+/// Bytes of a page beside its elements and the text of the worker's token: tags, lengths, the seal.
+const PAGE_OVERHEAD_BYTES: usize = 16 + SEAL_BYTES + 1;
+
+/// Hexadecimal digits of a seal.
+const SEAL_BYTES: usize = 16;
 
 /// The page size to ask for: the client's, within the limit.
 pub(crate) fn size(limits: &Limits, asked: u32) -> u32 {
@@ -40,6 +44,40 @@ pub(crate) fn token(token: String) -> Result<String, Failure> {
     }
     limits::no_control(field, Reason::InvalidPageToken, &token)?;
     Ok(token)
+}
+
+/// What a list's page tokens belong to: its method and its arguments.
+#[derive(Debug, Clone)]
+pub(crate) struct Seal(String);
+
+impl Seal {
+    /// The seal of a list. FNV-1a (Fowler, Noll, Vo), 64 bits, over the arguments with their lengths.
+    pub(crate) fn of(arguments: &[&str]) -> Self {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for argument in arguments {
+            for byte in argument.len().to_le_bytes().iter().chain(argument.as_bytes()) {
+                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        Self(format!("{hash:016x}"))
+    }
+
+    /// The worker's token in a client's token. Empty stays empty: the first page.
+    pub(crate) fn open(&self, sealed: String) -> Result<String, Failure> {
+        let sealed = token(sealed)?;
+        if sealed.is_empty() {
+            return Ok(sealed);
+        }
+        let inner = sealed.strip_prefix(&self.0).and_then(|rest| rest.strip_prefix('.'));
+        let problem = "is not one of ours, or belongs to a list with other arguments";
+        let inner = inner.ok_or_else(|| Field::Root("page_token").failure(Reason::InvalidPageToken, problem));
+        inner.map(str::to_owned)
+    }
+
+    /// A client's token for the worker's. Empty stays empty: the last page.
+    pub(crate) fn close(&self, token: String) -> String {
+        if token.is_empty() { token } else { format!("{}.{token}", self.0) }
+    }
 }
 
 /// Asks for a page of at most `size` elements until it fits, and converts it.
@@ -124,6 +162,20 @@ mod tests {
     async fn an_element_larger_than_a_reply_is_said_so() {
         let limits = Limits { reply_bytes: 1_000, ..Limits::default() };
         assert_eq!(all_pages(&limits, 2, 1_000, 0).await.unwrap_err().reason, Reason::MessageTooLarge);
+    }
+
+    #[test]
+    fn a_token_is_taken_back_only_by_its_own_list() {
+        let seal = Seal::of(&["items", "sessions/a"]);
+        let token = seal.close("17".into());
+        assert_eq!(seal.open(token.clone()).unwrap(), "17");
+        assert_eq!((seal.open(String::new()).unwrap(), seal.close(String::new())), (String::new(), String::new()));
+        for other in [&["items", "sessions/b"][..], &["turns", "sessions/a"], &["itemss", "essions/a"], &[]] {
+            assert_eq!(Seal::of(other).open(token.clone()).unwrap_err().reason, Reason::InvalidPageToken);
+        }
+        for bad in ["17", "page-two-please", ".", "0123456789abcdef.17"] {
+            assert_eq!(seal.open(bad.into()).unwrap_err().reason, Reason::InvalidPageToken, "{bad}");
+        }
     }
 
     #[test]

@@ -125,8 +125,7 @@ async fn turn(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let sampling = v1::Sampling { temperature: args.temperature, ..Default::default() };
-    let options =
-        v1::TurnOptions { sampling: args.temperature.map(|_| sampling), ..Default::default() };
+    let options = v1::TurnOptions { sampling: args.temperature.map(|_| sampling), ..Default::default() };
     let mut request = v1::RunTurnRequest {
         session: session.to_owned(),
         input: vec![items::user(text)],
@@ -184,10 +183,9 @@ fn failed_result(call_id: &str) -> v1::Item {
 fn ending(turn: &v1::Turn) -> String {
     match turn.state() {
         v1::TurnState::Completed => String::new(),
-        v1::TurnState::Failed => format!(
-            "failed: {}; ",
-            turn.error.as_ref().map_or("no reason was given", |error| error.message.as_str())
-        ),
+        v1::TurnState::Failed => {
+            format!("failed: {}; ", turn.error.as_ref().map_or("no reason was given", |error| error.message.as_str()))
+        }
         _ => format!("{}; ", turn.stop_reason().as_str_name().trim_start_matches("STOP_REASON_").to_lowercase()),
     }
 }

@@ -40,6 +40,7 @@ impl Provider for Flags<'_> {
 }
 
 /// Sets a dotted key. The value is read as TOML; what TOML cannot read is a plain string.
+#[expect(clippy::result_large_err, reason = "figment's Provider returns this error unboxed")]
 fn insert(dict: &mut Dict, key: &str, text: &str) -> Result<(), Error> {
     let value = text.parse::<toml::Value>().unwrap_or_else(|_| toml::Value::String(text.to_owned()));
     let value = Value::serialize(value)?;
@@ -66,8 +67,7 @@ mod tests {
     use crate::settings;
 
     fn load(set: &[&str]) -> Result<settings::Loaded, settings::SettingsError> {
-        let args =
-            SettingsArgs { set: set.iter().map(|text| (*text).to_owned()).collect(), ..SettingsArgs::default() };
+        let args = SettingsArgs { set: set.iter().map(|text| (*text).to_owned()).collect(), ..SettingsArgs::default() };
         settings::load(None, Flags(&args))
     }
 

@@ -9,7 +9,7 @@ use holdfast_worker::LocalWorker;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Records until it is aborted. `names` and `engines` are in the same order.
+/// Records until it is aborted. `names`, of devices, and `engines` are in the same order.
 pub(crate) async fn run(
     metrics: Arc<Metrics>,
     worker: Arc<LocalWorker>,

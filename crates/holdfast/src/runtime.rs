@@ -10,11 +10,11 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use holdfast_backend::Backend as _;
 use holdfast_backend_neuron::{KvSize, NeuronDevice, NeuronSettings, WeightFormat};
-use holdfast_engine::{Engine, EngineConfig, EngineHandle, EngineThread, SchedulerConfig};
+use holdfast_engine::{Engine, EngineConfig, EngineHandle, EngineThread, SchedulerConfig, StepObserver};
 use holdfast_gateway::{Gateway, GatewayError, GatewaySettings};
 use holdfast_journal::{Journal, SqliteJournal, SqliteSettings};
 use holdfast_model::{Model, ModelSource};
-use holdfast_telemetry::Telemetry;
+use holdfast_telemetry::{Metrics, RunSpans, Telemetry, names};
 use holdfast_types::{Failure, Precision, Reason};
 use holdfast_worker::{Clock, Device, LocalWorker, WorkerPort, WorkerSettings};
 use holdfast_worker_api::{ModelInfo, Worker};
@@ -47,25 +47,30 @@ impl Runtime {
     /// A setting that cannot be used, a model that cannot be loaded, a data directory that another process owns, a port that is taken.
     pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Self> {
         let telemetry = Telemetry::start(&telemetry_settings(settings), &build::build())?;
-        let metrics = telemetry.metrics();
+        if let Some(address) = telemetry.prometheus_address() {
+            tracing::info!("metrics are at http://{address}/metrics");
+        }
+        let (metrics, runs) = (telemetry.metrics(), RunSpans::default());
         let clock = clock::wall();
         let journal = open_journal(settings, &telemetry)?;
-        let listener = TcpListener::bind(settings.listen)
-            .await
-            .with_context(|| format!("INVALID_SETTING: listen: {} cannot be listened on; choose another --listen", settings.listen))?;
+        let listener = TcpListener::bind(settings.listen).await.with_context(|| {
+            format!("INVALID_SETTING: listen: {} cannot be listened on; choose another --listen", settings.listen)
+        })?;
         let address = listener.local_addr()?;
 
         let (port, inbox) = WorkerPort::new();
         let mut devices = Vec::new();
         let mut engines = Vec::new();
         for (place, (name, source)) in sources(settings)?.into_iter().enumerate() {
-            let (device, engine) = start_device(settings, place, name, &source, &clock, &port)?;
+            let observed = (&*metrics, &runs);
+            let (device, engine) = start_device(settings, place, (name, &source), &clock, &port, observed)?;
             devices.push(device);
             engines.push(engine);
         }
         let models: Vec<String> = devices.iter().map(|device| device.info.name.clone()).collect();
+        let names = devices.iter().map(|device| device.info.device.clone()).collect();
         let worker = Arc::new(LocalWorker::start(
-            worker_settings(settings),
+            worker_settings(settings, Arc::clone(&metrics), runs),
             (port, inbox),
             journal,
             devices,
@@ -87,7 +92,7 @@ impl Runtime {
             // A dropped sender means the same as a sent word.
             drop(stopped.await);
         }));
-        let gauges = tokio::spawn(gauges::run(metrics, Arc::clone(&worker), models.clone(), engines.clone()));
+        let gauges = tokio::spawn(gauges::run(metrics, Arc::clone(&worker), names, engines.clone()));
         Ok(Self { address, models, gateway, stop, worker, engines, gauges, telemetry })
     }
 
@@ -146,13 +151,15 @@ fn open_journal(settings: &Settings, telemetry: &Telemetry) -> anyhow::Result<Ar
     Ok(Arc::new(journal))
 }
 
-fn worker_settings(settings: &Settings) -> WorkerSettings {
+fn worker_settings(settings: &Settings, metrics: Arc<Metrics>, runs: RunSpans) -> WorkerSettings {
     WorkerSettings {
         limits: settings.limits.clone(),
         version: build::VERSION.to_owned(),
         build: build::build(),
         features: FEATURES.iter().map(|feature| (*feature).to_owned()).collect(),
         sessions_loaded: settings.worker.loaded_sessions as usize,
+        metrics,
+        runs,
         ..WorkerSettings::default()
     }
 }
@@ -170,7 +177,9 @@ fn sources(settings: &Settings) -> anyhow::Result<Vec<(String, ModelSource)>> {
             }
         };
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')) {
-            bail!("INVALID_SETTING: models: {name:?} is no model name; write NAME=DIRECTORY with letters, digits, '.', '_', '-'");
+            bail!(
+                "INVALID_SETTING: models: {name:?} is no model name; write NAME=DIRECTORY with letters, digits, '.', '_', '-'"
+            );
         }
         if !names.insert(name.clone()) {
             bail!("INVALID_SETTING: models: {name} is named twice; write NAME=DIRECTORY to tell them apart");
@@ -184,19 +193,21 @@ fn sources(settings: &Settings) -> anyhow::Result<Vec<(String, ModelSource)>> {
 fn start_device(
     settings: &Settings,
     place: usize,
-    name: String,
-    source: &ModelSource,
+    (name, source): (String, &ModelSource),
     clock: &Clock,
     port: &WorkerPort,
+    (metrics, runs): (&Metrics, &RunSpans),
 ) -> anyhow::Result<(Device, EngineHandle)> {
-    let model = Model::load(source).with_context(|| format!("model {name}"))?;
+    let span = tracing::info_span!(names::SPAN_MODEL_LOAD, { names::GEN_AI_REQUEST_MODEL } = name);
+    let model = span.in_scope(|| Model::load(source)).with_context(|| format!("model {name}"))?;
     let backend = NeuronDevice::new(model.config(), model.weights(), &neuron_settings(settings, place)?)?;
     let description = backend.describe().clone();
     let scheduler = SchedulerConfig {
         prefill_chunk_tokens: settings.scheduler.prefill_chunk_tokens,
         step_budget_us: settings.scheduler.step_budget_us,
     };
-    let engine = Engine::new(Box::new(backend), EngineConfig { scheduler, ..EngineConfig::default() });
+    let mut engine = Engine::new(Box::new(backend), EngineConfig { scheduler, ..EngineConfig::default() });
+    engine.observe(StepObserver::new(&description.name, metrics, runs.clone()));
     let context_limit = engine.context_limit();
     let handle = EngineThread::start(&format!("engine-{place}"), engine, Arc::clone(clock), port.engine_sink())?;
     let text = model.text();

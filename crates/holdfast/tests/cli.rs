@@ -192,4 +192,3 @@ async fn chat_goes_to_a_runtime_that_runs_and_survives_refusals() {
     assert_eq!(sessions.len(), 1, "the session stays");
     assert_eq!(sessions[0].labels["client"], "holdfast-chat");
 }
-

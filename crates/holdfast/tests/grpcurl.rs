@@ -133,11 +133,7 @@ fn conversation(grpcurl: &Grpcurl) {
     assert_eq!(turns["turns"].as_array().unwrap().len(), 3);
     let items = grpcurl.one("ListItems", &json!({"session": name}));
     let kinds: Vec<&str> = items["items"].as_array().unwrap().iter().map(kind).collect();
-    assert_eq!(
-        kinds,
-        ["user", "assistant", "user", "call", "result", "assistant", "user", "assistant"],
-        "{items}"
-    );
+    assert_eq!(kinds, ["user", "assistant", "user", "call", "result", "assistant", "user", "assistant"], "{items}");
     let listed = grpcurl.one("ListSessions", &json!({"filter": "labels.via = \"grpcurl\""}));
     assert_eq!(listed["sessions"].as_array().unwrap().len(), 1);
 

@@ -51,14 +51,12 @@ async fn a_signal_drains_and_what_is_unfinished_goes_on_at_the_next_start() {
     wait_running(&client, &long.name).await;
     let idle = talk::open(&client, talk::pebble()).await;
     runtime.terminate();
-    until("health turns NOT_SERVING, or nobody answers any more", SOON, async || {
-        match health(&channel).await {
-            Ok(ServingStatus::NotServing) => Some(()),
-            Ok(_) => None,
-            Err(status) => {
-                assert_ne!(status.code(), Code::Internal, "{status:?}");
-                Some(())
-            }
+    until("health turns NOT_SERVING, or nobody answers any more", SOON, async || match health(&channel).await {
+        Ok(ServingStatus::NotServing) => Some(()),
+        Ok(_) => None,
+        Err(status) => {
+            assert_ne!(status.code(), Code::Internal, "{status:?}");
+            Some(())
         }
     })
     .await;
@@ -106,7 +104,8 @@ async fn a_second_signal_does_not_wait() {
     runtime.terminate();
     runtime.exit(Duration::from_secs(20)).await;
     while let Some(followed) = followers.join_next().await {
-        assert_eq!(followed.unwrap().unwrap_err().code(), Code::Unavailable, "to be attached again");
+        let cut_off = followed.unwrap().unwrap_err();
+        assert!(matches!(cut_off.code(), Code::Unavailable | Code::Unknown), "to be attached again: {cut_off:?}");
     }
 
     let runtime = home.start(&arguments);

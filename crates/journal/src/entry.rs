@@ -156,7 +156,7 @@ pub enum Body {
         keep_items: u32,
         /// Tokens that follow.
         replacement: Vec<TokenRun>,
-        /// Why: `stop_string`, `discard_partial`, `drop_reasoning`.
+        /// Why: `discard_partial`, `config_changed`; reserved: `stop_string`, `drop_reasoning`.
         cause: String,
     },
     /// The numerics class changed: tokens stay, KV is computed anew.

@@ -57,7 +57,7 @@ pub struct SessionHead {
     pub created_us: TimeUs,
     /// Last changed.
     pub updated_us: TimeUs,
-    /// Deleted by itself at this time: the sooner of expiry and idle timeout.
+    /// Due to be looked after at this time: the soonest of expiry, idle timeout and the deadlines of its open turns.
     pub expires_us: Option<TimeUs>,
     /// The client's own pairs.
     pub labels: std::collections::BTreeMap<String, String>,

@@ -10,6 +10,8 @@
 //!   resident one, which is the same bit for bit (kernels are batch-invariant).
 //! - A partial tail has one writer and no key. At rest it stays on the device, matched by the longest common prefix of tokens
 //!   when its sequence comes back.
+//! - A *transient* sequence will not come back. It renews the recency of no block, and what it alone has used is older than
+//!   everything else: it is evicted before any block of another.
 
 use std::collections::HashMap;
 
@@ -18,6 +20,9 @@ use holdfast_types::{BlockId, BlockMove, DeviceDescription, LogToken, SequenceId
 use crate::{
     BlockKey, BlockPool, BlockState, Chain, ChainDomain, Evictable, PoolCounts, Reservation, ResidencyIndex, Resident,
 };
+
+/// Recency of what only transient sequences have used: older than every release, which are counted from 1.
+const NEVER_USED: u64 = 0;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -59,9 +64,17 @@ pub struct Holding {
     pub(crate) sealed: u32,
     /// Resident blocks, one per group, whose copy will be the next private block.
     pub(crate) source: Option<Vec<BlockId>>,
+    /// Its blocks are as good as gone once it lets go of them.
+    pub(crate) transient: bool,
 }
 
 impl Holding {
+    /// Marks the sequence as one that will not come back: what it leaves behind goes before anything else.
+    pub fn into_transient(mut self) -> Self {
+        self.transient = true;
+        self
+    }
+
     /// The block table of a group.
     pub fn table(&self, group: usize) -> &[BlockId] {
         &self.tables[group]
@@ -244,7 +257,7 @@ impl KvCache {
         }
         let rest = &log[(full * self.block_tokens) as usize..limit as usize];
         let covered = !rest.is_empty() && (0..self.groups.len()).all(|g| self.lookup(g, &chain, full).is_some());
-        let mut holding = Holding { sequence, chain, tables, sealed: full, source: None };
+        let mut holding = Holding { sequence, chain, tables, sealed: full, source: None, transient: false };
         if covered && self.has_room_for_a_copy(log.len() as u32) {
             self.drop_tail(sequence);
             let residents: Vec<Resident> = (0..self.groups.len()).map(|g| self.hold(g, &holding.chain, full)).collect();
@@ -318,7 +331,7 @@ impl KvCache {
                     replaced.push(Replaced { group: g, index: depth, block });
                 } else {
                     group.pool.publish(*entry);
-                    let (block, last_use) = (*entry, self.tick);
+                    let (block, last_use) = (*entry, if holding.transient { NEVER_USED } else { self.tick });
                     let computed_by = holding.sequence;
                     group.index.insert(key, Resident { block, parent, depth, computed_by, last_use });
                 }
@@ -332,19 +345,20 @@ impl KvCache {
     /// partial block, with the tokens of `log` up to `computed`.
     pub fn release(&mut self, mut holding: Holding, log: &[LogToken], computed: u32) -> Chain {
         self.tick += 1;
+        let tick = if holding.transient { NEVER_USED } else { self.tick };
         self.drop_source(&mut holding);
         for (g, group) in self.groups.iter_mut().enumerate() {
             for depth in 0..holding.sealed {
                 let Some(key) = holding.chain.key(g, depth) else { panic!("sealed blocks are keyed") };
                 let was_last = group.pool.release(holding.tables[g][depth as usize]);
-                group.index.let_go(&key, self.tick, was_last);
+                group.index.let_go(&key, tick, was_last);
             }
         }
         let tokens = &log[(holding.sealed * self.block_tokens) as usize..computed as usize];
         let private: Option<Vec<BlockId>> =
             holding.tables.iter().map(|table| table.get(holding.sealed as usize).copied()).collect();
         if let Some(blocks) = private {
-            let (depth, tick) = (holding.sealed, self.tick);
+            let depth = holding.sealed;
             if tokens.is_empty() {
                 self.groups.iter_mut().zip(blocks).for_each(|(group, block)| group.pool.discard(block));
             } else {
@@ -435,7 +449,8 @@ impl KvCache {
             let Some(key) = holding.chain.key(g, holding.sealed) else { panic!("a copied block is keyed") };
             assert!(matches!(self.groups[g].pool.state(block), BlockState::Resident { .. }), "a source is held");
             let was_last = self.groups[g].pool.release(block);
-            self.groups[g].index.let_go(&key, self.tick, was_last);
+            let tick = if holding.transient { NEVER_USED } else { self.tick };
+            self.groups[g].index.let_go(&key, tick, was_last);
         }
     }
 

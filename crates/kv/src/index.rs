@@ -3,7 +3,8 @@
 //! In: blocks as they become resident, are touched, and lose their last holder. Out: lookups, and the next to evict.
 //! Deliberately not here: the blocks' states (`pool.rs`) and who holds them (`cache.rs`).
 //!
-//! Eviction goes by session recency, tail first: the order is (tick of last use, deeper first). Whoever uses a block uses its
+//! Eviction goes by session recency, tail first: the order is (tick of last use, deeper first), and tick 0 is what only
+//! transient sequences have used: no session loses a block while there is one of those. Whoever uses a block uses its
 //! whole chain, so a parent's tick is never older than a child's and its depth is smaller: **a parent is never evicted
 //! before its children**, and what is left of a chain can always be found from its start.
 
@@ -25,7 +26,8 @@ pub struct Resident {
     pub depth: u32,
     /// The sequence whose rows filled it (of several that computed the same, the one whose copy stayed).
     pub computed_by: SequenceId,
-    /// Tick at which a holder last let go of it; of the block's birth while it never happened.
+    /// Tick at which a holder last let go of it; of the block's birth while it never happened. 0 while only transient sequences
+    /// have used it.
     pub last_use: u64,
 }
 
@@ -82,10 +84,11 @@ impl ResidencyIndex {
         assert!(self.order.remove(&rank).is_some(), "{key:?} was held before");
     }
 
-    /// A holder lets go of a resident block at `tick`; if it was the last one, the block may be evicted from now on.
+    /// A holder lets go of a resident block at `tick`, which never makes it older; if it was the last one, the block may be
+    /// evicted from now on.
     pub fn let_go(&mut self, key: &BlockKey, tick: u64, was_last: bool) {
         let Some(resident) = self.by_key.get_mut(key) else { panic!("{key:?} is held but not resident") };
-        resident.last_use = tick;
+        resident.last_use = resident.last_use.max(tick);
         if was_last {
             self.order.insert(rank(resident), Evictable::Block(*key));
         }

@@ -39,6 +39,17 @@ impl World {
         (holding, found)
     }
 
+    /// A visit of a sequence that will not come back.
+    fn pass_by(&mut self, sequence: u64, log: &[LogToken], secret: u8) -> Found {
+        let (holding, found) = self.attach(sequence, log, secret);
+        let mut holding = holding.into_transient();
+        let end = log.len() as u32 - 1;
+        self.compute(&mut holding, log, found.tokens, end.max(found.tokens));
+        self.cache.release(holding, log, end);
+        self.audit(&[], &[]);
+        found
+    }
+
     /// One step: copies, then rows `from..to`, then seals.
     fn compute(&mut self, holding: &mut Holding, log: &[LogToken], from: u32, to: u32) {
         let growth = self.cache.reserve(holding, to).expect("room");
@@ -174,6 +185,42 @@ fn the_least_recent_session_is_evicted_first_and_its_tail_before_its_head() {
 }
 
 #[test]
+fn what_a_transient_sequence_leaves_goes_before_any_sessions_block() {
+    let mut world = World::new(&[12, 12]);
+    let (old, passing) = (log(0..13), log(50..67));
+    world.visit(1, &old, 0);
+    world.pass_by(2, &passing, 9);
+    assert_eq!(world.cache.counts(0).cached, 7);
+    world.cache.forget(SequenceId(2));
+    // Nine more blocks are needed: five are free, and four are those of the newer sequence that only passed by.
+    world.visit(3, &log(100..134), 0);
+    assert_eq!(world.visit(1, &old, 0).tokens, 12, "the older session lost nothing");
+    assert_eq!(world.cache.counts(0).cached, 12);
+}
+
+#[test]
+fn a_transient_sequence_renews_no_block_of_a_session_and_a_session_adopts_its_blocks() {
+    let mut world = World::new(&[6]);
+    let (first, second) = (log(0..9), log(50..59));
+    world.visit(1, &first, 0);
+    world.visit(2, &second, 0);
+    assert_eq!(world.pass_by(3, &first, 0).tokens, 8, "it finds what its domain has");
+    world.visit(4, &log(100..113), 0);
+    assert_eq!(
+        (world.visit(2, &second, 0).tokens, world.visit(1, &first, 0).tokens),
+        (8, 4),
+        "the order is the sessions'"
+    );
+
+    let mut world = World::new(&[6]);
+    world.pass_by(1, &first, 0);
+    assert_eq!(world.visit(2, &log(0..13), 0).tokens, 8);
+    world.pass_by(3, &second, 0);
+    world.visit(4, &log(100..109), 0);
+    assert_eq!(world.visit(2, &log(0..13), 0).tokens, 12, "what a session has used since is the session's");
+}
+
+#[test]
 fn a_shortage_changes_nothing() {
     let mut world = World::new(&[8, 3]);
     let log = log(0..20);
@@ -208,7 +255,7 @@ fn the_audit_sees_a_leak_a_double_owner_and_an_orphan() {
 
 #[derive(Debug, Clone)]
 enum Act {
-    Start { sequence: u64, keep: usize, more: Vec<TokenId>, secret: u8 },
+    Start { sequence: u64, keep: usize, more: Vec<TokenId>, secret: u8, transient: bool },
     Step { pick: usize, rows: u32, abandon: bool },
     Grow { pick: usize, token: TokenId },
     Stop { pick: usize },
@@ -217,8 +264,8 @@ enum Act {
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        3 => (0_u64..6, 0_usize..24, prop::collection::vec(0_u32..2, 1..14), 0_u8..2)
-            .prop_map(|(sequence, keep, more, secret)| Act::Start { sequence, keep, more, secret }),
+        3 => (0_u64..6, 0_usize..24, prop::collection::vec(0_u32..2, 1..14), 0_u8..2, prop::bool::weighted(0.3))
+            .prop_map(|(sequence, keep, more, secret, transient)| Act::Start { sequence, keep, more, secret, transient }),
         6 => (0_usize..6, 1_u32..9, prop::bool::weighted(0.2)).prop_map(|(pick, rows, abandon)| Act::Step { pick, rows, abandon }),
         3 => (0_usize..6, 0_u32..2).prop_map(|(pick, token)| Act::Grow { pick, token }),
         2 => (0_usize..6).prop_map(|pick| Act::Stop { pick }),
@@ -238,7 +285,7 @@ proptest! {
         let mut running: Vec<(u64, Holding, u32)> = Vec::new();
         for act in acts {
             match act {
-                Act::Start { sequence, keep, more, secret } => {
+                Act::Start { sequence, keep, more, secret, transient } => {
                     if running.iter().any(|(other, ..)| *other == sequence) { continue }
                     let text = &mut logs[sequence as usize];
                     text.truncate(keep);
@@ -246,6 +293,7 @@ proptest! {
                     let text = text.clone();
                     let (holding, found) = world.attach(sequence, &text, secret);
                     prop_assert!(found.tokens < text.len() as u32);
+                    let holding = if transient { holding.into_transient() } else { holding };
                     running.push((sequence, holding, found.tokens));
                 }
                 Act::Step { pick, rows, abandon } if !running.is_empty() => {

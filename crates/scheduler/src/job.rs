@@ -20,6 +20,8 @@ pub struct Job {
     pub domain: ChainDomain,
     /// Jobs of one flow share one virtual counter.
     pub flow: u64,
+    /// Its sequence will not come back: what it leaves in the cache is evicted before anything else.
+    pub transient: bool,
     /// How it samples. `None` computes all but the last token of the log and is then complete.
     pub sampling: Option<JobSampling>,
 }

@@ -194,6 +194,7 @@ impl Scheduler {
                 break;
             };
             let (holding, found) = self.kv.attach(task.job.sequence, chain, &task.job.log);
+            let holding = if task.job.transient { holding.into_transient() } else { holding };
             if !task.is_charged {
                 // As in the paper: the input is charged when it is let in, so that one flow does not take every slot at once.
                 self.fair.charge(task.job.flow, u64::from(task.target() - found.tokens));

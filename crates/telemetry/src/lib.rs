@@ -9,6 +9,8 @@ pub mod propagation;
 
 mod metrics;
 mod setup;
+mod spans;
 
-pub use metrics::{BlockCounts, Metrics, TokenCounts};
+pub use metrics::{BlockCounts, DeviceMetrics, Metrics, TokenCounts};
 pub use setup::{LogFormat, Telemetry, TelemetryError, TelemetrySettings};
+pub use spans::{LINKS_MAX, RunSpans, set_words};

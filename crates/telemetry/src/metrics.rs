@@ -53,6 +53,30 @@ pub struct TokenCounts {
     pub output: u64,
 }
 
+/// Instruments of one device, whose name is written once: recording a step allocates nothing.
+#[derive(Debug, Clone)]
+pub struct DeviceMetrics {
+    device: [KeyValue; 1],
+    step_duration: Histogram<f64>,
+    step_sequences: Histogram<u64>,
+    step_rows: Histogram<u64>,
+    preemptions: Counter<u64>,
+}
+
+impl DeviceMetrics {
+    /// A step was collected.
+    pub fn step(&self, sequences: u64, rows: u64, duration: Duration) {
+        self.step_duration.record(duration.as_secs_f64(), &self.device);
+        self.step_sequences.record(sequences, &self.device);
+        self.step_rows.record(rows, &self.device);
+    }
+
+    /// Sequences lost their blocks to an older one.
+    pub fn preempted(&self, sequences: u64) {
+        self.preemptions.add(sequences, &self.device);
+    }
+}
+
 /// Every instrument. Made once, shared by reference; recording never blocks and never fails.
 #[derive(Debug)]
 pub struct Metrics {
@@ -125,11 +149,13 @@ impl Metrics {
         self.turns_open.record(count, &[KeyValue::new(names::TURN_STATE, state)]);
     }
 
-    /// A turn ended. `stop_reason` is the failure's reason where it failed.
-    pub fn turn_ended(&self, model: &str, state: &'static str, stop_reason: &'static str, duration: Duration) {
+    /// A turn ended. `stop_reason` is the failure's reason where it failed; `duration` is from its acceptance, if that is known.
+    pub fn turn_ended(&self, model: &str, state: &'static str, stop_reason: &'static str, duration: Option<Duration>) {
         self.turns_ended
             .add(1, &[KeyValue::new(names::TURN_STATE, state), KeyValue::new(names::STOP_REASON, stop_reason)]);
-        self.request_duration.record(duration.as_secs_f64(), &[model_name(model)]);
+        if let Some(duration) = duration {
+            self.request_duration.record(duration.as_secs_f64(), &[model_name(model)]);
+        }
     }
 
     /// A generation ended. `first_token` is from acceptance, `None` if nothing was sampled; `duration` is its whole.
@@ -176,17 +202,15 @@ impl Metrics {
         }
     }
 
-    /// A step was collected.
-    pub fn step(&self, device: &str, sequences: u64, rows: u64, duration: Duration) {
-        let device = [device_name(device)];
-        self.step_duration.record(duration.as_secs_f64(), &device);
-        self.step_sequences.record(sequences, &device);
-        self.step_rows.record(rows, &device);
-    }
-
-    /// Sequences lost their blocks to an older one.
-    pub fn preempted(&self, device: &str, sequences: u64) {
-        self.preemptions.add(sequences, &[device_name(device)]);
+    /// The instruments that an engine records its steps with.
+    pub fn device(&self, name: &str) -> DeviceMetrics {
+        DeviceMetrics {
+            device: [device_name(name)],
+            step_duration: self.step_duration.clone(),
+            step_sequences: self.step_sequences.clone(),
+            step_rows: self.step_rows.clone(),
+            preemptions: self.preemptions.clone(),
+        }
     }
 
     /// The journal committed a group of batches.

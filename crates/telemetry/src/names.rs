@@ -70,7 +70,7 @@ names! {
     SPAN_TURN = "holdfast.turn", Span, "";
     /// One generation of a turn.
     SPAN_GENERATION = "holdfast.generation", Span, "";
-    /// A session's entries are read and folded.
+    /// A session's entries are read.
     SPAN_SESSION_LOAD = "holdfast.session.load", Span, "";
     /// One step of a device, from submit to collect.
     SPAN_STEP = "holdfast.step", Span, "";

@@ -1,6 +1,7 @@
 //! W3C trace context (<https://www.w3.org/TR/trace-context/>): from a header's text to a span's parent, and back.
 //!
-//! In: the text of a `traceparent`, from a client or from the journal. Out: parents of spans; anything malformed is no parent.
+//! In: the text of a `traceparent`, from a client or from the journal. Out: parents and links of spans; anything malformed is
+//! neither.
 //! Deliberately not here: where the text comes from, and `tracestate`.
 
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
@@ -35,6 +36,13 @@ pub fn set_parent(span: &tracing::Span, traceparent: &str) {
     if let Some(context) = parse(traceparent) {
         // The only error is that no layer exports spans, or that the span was closed: both mean that nobody looks.
         drop(span.set_parent(context));
+    }
+}
+
+/// Links `span` to what `traceparent` names: another cause of the same work. Does nothing where [`set_parent`] does nothing.
+pub fn link(span: &tracing::Span, traceparent: &str) {
+    if let Some(context) = parse(traceparent) {
+        span.add_link(context.span().span_context().clone());
     }
 }
 

@@ -76,7 +76,7 @@ impl Default for TelemetrySettings {
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The filter cannot be read.
-    #[error("the log filter {filter:?} cannot be read: {problem}")]
+    #[error("telemetry.log: the filter {filter:?} cannot be read: {problem}")]
     Filter {
         /// As it was given.
         filter: String,
@@ -84,7 +84,7 @@ pub enum TelemetryError {
         problem: String,
     },
     /// The exporter refuses its endpoint.
-    #[error("the OTLP endpoint {endpoint:?} cannot be used: {problem}")]
+    #[error("telemetry.otlp_endpoint: {endpoint:?} cannot be used: {problem}")]
     Otlp {
         /// As it was given.
         endpoint: String,
@@ -92,7 +92,9 @@ pub enum TelemetryError {
         problem: String,
     },
     /// The Prometheus page cannot be served.
-    #[error("the Prometheus page cannot be served on {address}: {problem}")]
+    #[error(
+        "telemetry.prometheus_listen: the Prometheus page cannot be served on {address}: {problem}; choose another"
+    )]
     Prometheus {
         /// As it was given.
         address: SocketAddr,

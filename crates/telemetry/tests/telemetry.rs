@@ -12,13 +12,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 fn record_everything(metrics: &Metrics) {
     metrics.set_sessions("running", 3);
     metrics.set_turns_open("queued", 2);
-    metrics.turn_ended("pebble", "completed", "end_turn", Duration::from_millis(40));
+    metrics.turn_ended("pebble", "completed", "end_turn", Some(Duration::from_millis(40)));
     let tokens = TokenCounts { cached: 30, computed: 9, recomputed: 1, preempted: 0, output: 5 };
     metrics.generation_ended("pebble", tokens, Some(Duration::from_millis(7)), Duration::from_millis(27));
     metrics.set_queue_depth("neuron:0", 4);
     metrics.set_blocks("neuron:0", BlockCounts { used: 10, cached: 20, free: 30 });
-    metrics.step("neuron:0", 8, 24, Duration::from_millis(3));
-    metrics.preempted("neuron:0", 1);
+    let device = metrics.device("neuron:0");
+    device.step(8, 24, Duration::from_millis(3));
+    device.preempted(1);
     metrics.journal_commit(5, Duration::from_micros(300));
     metrics.grpc_request("holdfast.v1.SessionService/RunTurn", "OK");
     metrics.set_streams_open(6);

@@ -3,6 +3,9 @@
 //! `recomputed` is history whose KV had been computed once and was lost before the generation began (eviction, restart);
 //! it is never billable, and 0 unless something was lost. Rows repeated because a running sequence lost its blocks to an
 //! older one are `preempted`, apart from the input.
+//!
+//! A generation that a restart interrupted counts its input as of its first beginning and all of its output; rows of its own
+//! that are computed again are in `by_precision` only.
 
 use std::ops::AddAssign;
 

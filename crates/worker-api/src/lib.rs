@@ -27,7 +27,8 @@ pub trait Worker: Send + Sync + 'static {
     async fn create_session(&self, caller: &Caller, request: CreateSession) -> Result<Session, Failure>;
     /// One session.
     async fn get_session(&self, caller: &Caller, session: &SessionId) -> Result<Session, Failure>;
-    /// Sessions in the order of their ids.
+    /// Sessions in the order of their ids. Each session of the page is shown as it is now, so one at rest may have to be read
+    /// whole: the cost is bounded by `page_size`, in time, and never holds more than one of them beyond those that stay loaded.
     async fn list_sessions(&self, caller: &Caller, request: ListSessions) -> Result<Page<Session>, Failure>;
     /// Changes what may change.
     async fn update_session(&self, caller: &Caller, request: UpdateSession) -> Result<Session, Failure>;

@@ -1,67 +1,23 @@
 //! The shell over a real engine, a real journal and the built-in model's text; the device draws tokens from hashes.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod local;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use holdfast_engine::testing::{TokenBackend, small_device};
-use holdfast_engine::{Engine, EngineConfig, EngineHandle, EngineThread};
+use holdfast_engine::EngineHandle;
 use holdfast_journal::{Journal, MemoryJournal};
-use holdfast_model::{Model, ModelSource, ModelText};
 use holdfast_types::{
-    Event, EventKind, Failure, Item, OnDisconnect, Reason, Role, SamplingOverrides, SessionConfig, SessionId,
-    TurnNumber, TurnState,
+    Event, EventKind, Item, OnDisconnect, Reason, Role, SamplingOverrides, SessionConfig, SessionId, TurnNumber,
+    TurnState,
 };
-use holdfast_worker::{Device, LocalWorker, WorkerPort, WorkerSettings};
-use holdfast_worker_api::{Caller, CreateSession, EventStream, Generate, ListSessions, ModelInfo, StartTurn, Worker};
+use holdfast_worker::{LocalWorker, WorkerSettings};
+use holdfast_worker_api::{Caller, CancelTurn, CreateSession, EventStream, Generate, ListSessions, StartTurn, Worker};
 use tokio_stream::StreamExt;
 
-fn text() -> Arc<ModelText> {
-    Model::load(&ModelSource::BuiltIn("pebble".into())).unwrap().text().clone()
-}
-
 fn worker(journal: Arc<dyn Journal>, recent_events: usize) -> (LocalWorker, EngineHandle) {
-    let text = text();
-    let mut description = small_device(16, &[256], 8);
-    description.vocab_size = text.vocab_size();
-    let time = Arc::new(AtomicU64::new(1_795_132_800_000_000));
-    let clock = move || time.fetch_add(10, Ordering::Relaxed);
-    let clock: Arc<dyn Fn() -> u64 + Send + Sync> = Arc::new(clock);
-    let port = WorkerPort::new();
-    let engine = Engine::new(Box::new(TokenBackend::new(description.clone())), EngineConfig::default());
-    let handle = EngineThread::start("engine", engine, clock.clone(), port.0.engine_sink()).unwrap();
-    let engine = handle.clone();
-    let (weights, tokenizer, template) = text.revision();
-    let info = ModelInfo {
-        name: "pebble".into(),
-        architecture: "LlamaForCausalLM".into(),
-        parameters: 1,
-        context_limit: text.context_limit(),
-        vocab_size: text.vocab_size(),
-        weights,
-        tokenizer,
-        template,
-        numerics_class: description.numerics_class.clone(),
-        tools: true,
-        device: description.name.clone(),
-        kv_blocks: (256, 0),
-        kv_bytes_per_token: 1,
-        is_default: true,
-    };
-    let device = Device {
-        info,
-        text,
-        precision: holdfast_types::Precision::Native,
-        engine: Box::new(move |command| {
-            engine.send(command).map_err(|error| Failure::new(Reason::QueueFull, error.to_string()))
-        }),
-        kv_blocks: Box::new(|| (256, 0)),
-    };
-    let random = AtomicU64::new(7);
-    let entropy = Arc::new(move || u128::from(random.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)));
-    let settings = WorkerSettings { recent_events, ..WorkerSettings::default() };
-    (LocalWorker::start(settings, port, journal, vec![device], (clock, entropy)), handle)
+    local::worker(journal, WorkerSettings { recent_events, ..WorkerSettings::default() })
 }
 
 fn say(session: &SessionId, text: &str, most: u32) -> StartTurn {
@@ -181,16 +137,61 @@ async fn dropped_streams_cancel_if_asked_and_deletion_ends_a_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_completion_streams_to_its_end() {
+async fn a_completion_streams_to_its_end_computes_all_of_its_input_and_leaves_nothing_of_use() {
+    let caller = Caller::default();
     let (worker, engine) = worker(Arc::new(MemoryJournal::automatic([5; 32])), 4_096);
     let sampling = SamplingOverrides { max_output_tokens: Some(12), temperature: Some(1.0), ..Default::default() };
-    let generate = Generate {
-        config: SessionConfig { sampling, ..Default::default() },
-        items: vec![Item::message(Role::User, "Hello")],
-        ..Default::default()
-    };
-    let stream = worker.generate(&Caller::default(), generate).await.unwrap();
-    let all: Vec<_> = tokio::time::timeout(Duration::from_secs(20), stream.collect()).await.unwrap();
-    assert!(all.last().unwrap().as_ref().unwrap().kind.is_terminal());
+    // A session of the same tenant has said the same before.
+    let session = create(&worker).await;
+    let text = "Where do I find the answer to a question that is longer than two blocks of sixteen tokens each?";
+    numbered(worker.run_turn(&caller, say(&session, text, 4)).await.unwrap().events).await;
+    for _ in 0..2 {
+        let config =
+            SessionConfig { sampling: sampling.clone(), instructions: "You are Pebble.".into(), ..Default::default() };
+        let items = vec![Item::message(Role::User, text)];
+        let stream = worker.generate(&caller, Generate { config, items, ..Default::default() }).await.unwrap();
+        let all: Vec<_> = tokio::time::timeout(Duration::from_secs(20), stream.collect()).await.unwrap();
+        match &all.last().unwrap().as_ref().unwrap().kind {
+            EventKind::TurnEnded { turn } => {
+                let usage = &turn.usage;
+                assert!(usage.input_tokens > 32, "more than two full blocks: {usage:?}");
+                assert_eq!((usage.computed_tokens, usage.cached.total()), (usage.input_tokens, 0));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let usage = numbered(worker.run_turn(&caller, say(&session, "And?", 4)).await.unwrap().events).await;
+    match &usage.last().unwrap().kind {
+        EventKind::TurnEnded { turn } => assert_eq!((turn.usage.recomputed_tokens, turn.usage.cached.shared), (0, 0)),
+        other => panic!("{other:?}"),
+    }
+    engine.shutdown();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_turn_holds_nothing_of_the_device() {
+    let caller = Caller::default();
+    let (worker, engine) = worker(Arc::new(MemoryJournal::automatic([5; 32])), 4_096);
+    let session = create(&worker).await;
+    let mut stream = worker.run_turn(&caller, say(&session, "Go on.", 700)).await.unwrap();
+    while let Some(event) = stream.events.next().await {
+        if matches!(event.unwrap().kind, EventKind::TextDelta { .. }) {
+            break;
+        }
+    }
+    let cancel = CancelTurn { session: session.clone(), turn: None };
+    match worker.cancel_turn(&caller, cancel).await {
+        Ok(turn) => assert_eq!(turn.state, TurnState::Cancelled),
+        Err(failure) => assert_eq!(failure.reason, Reason::TurnNotRunning, "it may have ended by itself"),
+    }
+    // The engine shows itself after the poll whose effects ended the turn.
+    for _ in 0..1_000 {
+        if engine.snapshot().running == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let snapshot = engine.snapshot();
+    assert_eq!((snapshot.running, snapshot.waiting, snapshot.blocks.used), (0, 0, 0));
     engine.shutdown();
 }

@@ -201,7 +201,7 @@ fn max_output_tokens_leaves_a_partial_item_that_can_be_extended_or_discarded() {
             world.start(on.clone()).unwrap();
             world.settle();
             assert_eq!(world.texts("a"), ["héllo", "héllo"]);
-            assert_eq!(world.start(on).unwrap_err().reason, Reason::InvalidArgument);
+            assert_eq!(world.start(on).unwrap_err().reason, Reason::EmptyTurn);
         }
     }
 }

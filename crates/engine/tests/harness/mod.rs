@@ -19,6 +19,8 @@ pub struct Record {
     pub progress: Vec<(u32, u32)>,
     pub end: Option<Result<FinishReason, Failure>>,
     pub usage: Usage,
+    /// What its generation had sampled before it was interrupted.
+    pub resumed: u32,
 }
 
 pub struct Host {
@@ -44,6 +46,11 @@ impl Host {
 
     pub fn poll(&mut self, commands: Vec<Command>) {
         self.now += 1_000;
+        for command in &commands {
+            if let Command::Run(run) = command {
+                self.records.entry(run.run).or_default().resumed = run.resumed;
+            }
+        }
         let effects = self.engine.poll(self.now, commands);
         self.now += self.engine.snapshot().step_time_us;
         let problems = self.engine.audit();
@@ -121,7 +128,7 @@ fn check_usage(record: &Record) {
     assert_eq!(usage.output_tokens, record.tokens.len() as u64);
     let fed_back = usage.output_tokens.saturating_sub(1);
     let rows = usage.computed_tokens + usage.recomputed_tokens + usage.preempted_tokens;
-    assert!(usage.by_precision.total() <= rows + fed_back, "{usage:?}");
+    assert!(usage.by_precision.total() <= rows + fed_back + u64::from(record.resumed), "{usage:?}");
     assert!(usage.by_precision.total() >= rows, "{usage:?}");
     assert!(usage.time_to_first_token_us <= usage.duration_us && usage.queue_time_us <= usage.duration_us, "{usage:?}");
     assert_eq!(usage.time_to_first_token_us > 0, usage.output_tokens > 0);
@@ -146,6 +153,8 @@ pub fn run(id: u64, log: Vec<LogToken>, max_tokens: u32) -> Run {
         domain: domain(),
         flow: id,
         accepted_us: 1_000_000,
+        transient: false,
+        resumed: 0,
         sample: Some(SampleRequest {
             params: SamplingParams::default(),
             seed: id,

@@ -14,6 +14,7 @@ use crate::convert::turn::Run;
 use crate::edge::{self, Edge};
 use crate::field::Field;
 use crate::names::Home;
+use crate::paging::Seal;
 use crate::stream::{Events, Replies, StreamKind};
 use crate::telemetry::{note_session, note_turn};
 use crate::{convert, filter, limits, names, paging, unimplemented};
@@ -65,9 +66,10 @@ impl SessionService for Sessions {
         let edge = &self.0;
         edge.unary("holdfast.v1.SessionService/ListSessions", request, |caller, request| async move {
             let filter = filter::parse(&edge.limits, &request.filter)?;
+            let seal = Seal::of(&["sessions", &request.filter]);
             let asked = ListSessions {
                 page_size: paging::size(&edge.limits, request.page_size),
-                page_token: paging::token(request.page_token)?,
+                page_token: seal.open(request.page_token)?,
                 states: filter.state.into_iter().collect(),
                 labels: filter.labels,
                 model: filter.model,
@@ -75,7 +77,7 @@ impl SessionService for Sessions {
             let ask = |page_size| edge.worker.list_sessions(&caller, ListSessions { page_size, ..asked.clone() });
             let convert = |session: &Session| convert::session::session(session);
             let (sessions, next_page_token) = paging::page(&edge.limits, asked.page_size, ask, convert).await?;
-            Ok(v1::ListSessionsResponse { sessions, next_page_token })
+            Ok(v1::ListSessionsResponse { sessions, next_page_token: seal.close(next_page_token) })
         })
         .await
     }
@@ -226,15 +228,16 @@ impl SessionService for Sessions {
     ) -> Result<Response<v1::ListTurnsResponse>, Status> {
         let edge = &self.0;
         edge.unary("holdfast.v1.SessionService/ListTurns", request, |caller, request| async move {
+            let seal = Seal::of(&["turns", &request.session]);
             let asked = ListTurns {
                 session: session_name("session", &request.session)?,
                 page_size: paging::size(&edge.limits, request.page_size),
-                page_token: paging::token(request.page_token)?,
+                page_token: seal.open(request.page_token)?,
             };
             let ask = |page_size| edge.worker.list_turns(&caller, ListTurns { page_size, ..asked.clone() });
             let convert = |turn: &Turn| convert::turn::of_session(&asked.session, turn);
             let (turns, next_page_token) = paging::page(&edge.limits, asked.page_size, ask, convert).await?;
-            Ok(v1::ListTurnsResponse { turns, next_page_token })
+            Ok(v1::ListTurnsResponse { turns, next_page_token: seal.close(next_page_token) })
         })
         .await
     }
@@ -245,16 +248,18 @@ impl SessionService for Sessions {
     ) -> Result<Response<v1::ListItemsResponse>, Status> {
         let edge = &self.0;
         edge.unary("holdfast.v1.SessionService/ListItems", request, |caller, request| async move {
+            let order = if request.newest_first { "newest first" } else { "oldest first" };
+            let seal = Seal::of(&["items", &request.session, order]);
             let asked = ListItems {
                 session: session_name("session", &request.session)?,
                 page_size: paging::size(&edge.limits, request.page_size),
-                page_token: paging::token(request.page_token)?,
+                page_token: seal.open(request.page_token)?,
                 descending: request.newest_first,
             };
             let ask = |page_size| edge.worker.list_items(&caller, ListItems { page_size, ..asked.clone() });
             let convert = |item: &NumberedItem| convert::item::numbered(Home::Session(&asked.session), item);
             let (items, next_page_token) = paging::page(&edge.limits, asked.page_size, ask, convert).await?;
-            Ok(v1::ListItemsResponse { items, next_page_token })
+            Ok(v1::ListItemsResponse { items, next_page_token: seal.close(next_page_token) })
         })
         .await
     }

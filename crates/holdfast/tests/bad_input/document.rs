@@ -61,8 +61,8 @@ fn write() -> String {
     for change in restarted::CHANGES {
         line(&mut text, change.input, &status(change.code), change.reason, change.details);
     }
-    text.push_str("\n## At start\n\nThe process ends with exit code 1 and a line that begins with the reason.\n");
-    text.push_str("\n| Input | Reason | The line names |\n|---|---|---|\n");
+    text.push_str("\n## At start\n\nThe process ends with exit code 1 and a message that begins with `holdfast: ` and the reason.\n");
+    text.push_str("\n| Input | Reason | The message names |\n|---|---|---|\n");
     for start in at_start::STARTS {
         text.push_str(&format!("| {} | `{}` | `{}` |\n", capital(start.input), start.reason, start.names.join("`, `")));
     }

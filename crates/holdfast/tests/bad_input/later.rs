@@ -22,9 +22,9 @@ pub(crate) const ROWS: &[Row] = rows! {
         constrained(ground, Some(Kind::Regex(".*".to_owned())));
     "a constraint without a form" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `options.constraint`", |ground|
         constrained(ground, None);
-    "on_busy STEER" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `options.on_busy`", |ground|
+    "on_busy STEER" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `options.on_busy.STEER`", |ground|
         ground.optioned(v1::TurnOptions { on_busy: v1::OnBusy::Steer.into(), ..Default::default() });
-    "on_busy INTERRUPT" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `options.on_busy`", |ground|
+    "on_busy INTERRUPT" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `options.on_busy.INTERRUPT`", |ground|
         ground.optioned(v1::TurnOptions { on_busy: v1::OnBusy::Interrupt.into(), ..Default::default() });
     "a picture" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `input[0].message.content[0].image`", |ground|
         ground.given(vec![of_part(Part::Image(v1::ImagePart { media_type: "image/png".to_owned(), data: vec![0; 8] }))]);

@@ -48,7 +48,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         ground.create(v1::Session { labels: (0..65).map(|n| (format!("k{n}"), String::new())).collect(), ..Default::default() });
     "a label key of 64 characters" => ResourceExhausted, "LIMIT_EXCEEDED", "BadRequest `session.labels`; QuotaFailure `limits.label_key_chars`", |ground|
         ground.create(v1::Session { labels: [("k".repeat(64), String::new())].into(), ..Default::default() });
-    "a label value of 513 characters" => ResourceExhausted, "LIMIT_EXCEEDED", "BadRequest `session.labels`; QuotaFailure `limits.label_value_chars`", |ground|
+    "a label value of 513 characters" => ResourceExhausted, "LIMIT_EXCEEDED", "BadRequest `session.labels.k`; QuotaFailure `limits.label_value_chars`", |ground|
         ground.create(v1::Session { labels: [("k".to_owned(), "v".repeat(513))].into(), ..Default::default() });
     "a request id of 129 characters" => ResourceExhausted, "LIMIT_EXCEEDED", "BadRequest `request_id`; QuotaFailure `limits.request_id_chars`", |ground| async {
         let request = v1::CreateSessionRequest { request_id: "x".repeat(129), ..Default::default() };

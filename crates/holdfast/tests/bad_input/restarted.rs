@@ -17,7 +17,9 @@ pub(crate) struct Change {
     pub(crate) code: Code,
     pub(crate) reason: &'static str,
     pub(crate) details: &'static str,
-    /// Extra arguments of both runs.
+    /// Whether its items can still be listed: not without the tokenizer that they were sampled with.
+    readable: bool,
+    /// Extra arguments of the first run.
     first: fn(&Path) -> Vec<String>,
     /// Changes something; extra arguments of the second run.
     second: fn(&Path) -> Vec<String>,
@@ -31,6 +33,7 @@ pub(crate) const CHANGES: &[Change] = &[
         code: Code::FailedPrecondition,
         reason: "MODEL_REVISION_UNAVAILABLE",
         details: "PreconditionFailure; ResourceInfo `Model`",
+        readable: true,
         first: |home| model(&model_dir::copy(&home.join("model"))),
         second: |home| {
             model_dir::damage(&home.join("model"), "model.safetensors", |bytes| {
@@ -46,6 +49,7 @@ pub(crate) const CHANGES: &[Change] = &[
         code: Code::FailedPrecondition,
         reason: "MODEL_REVISION_UNAVAILABLE",
         details: "PreconditionFailure; ResourceInfo `Model`",
+        readable: false,
         first: |home| model(&model_dir::copy(&home.join("model"))),
         second: |_| Vec::new(),
         ask: |client, session| Box::pin(talks(client, session)),
@@ -54,7 +58,8 @@ pub(crate) const CHANGES: &[Change] = &[
         input: "a turn in another numerics class with REQUIRE_SAME",
         code: Code::FailedPrecondition,
         reason: "NUMERICS_CLASS_CHANGED",
-        details: "PreconditionFailure; metadata `recorded`, `served`",
+        details: "PreconditionFailure",
+        readable: true,
         first: |_| Vec::new(),
         second: |_| vec!["--set".to_owned(), "device.weights=int8".to_owned()],
         ask: |client, session| Box::pin(talks(client, session)),
@@ -63,7 +68,8 @@ pub(crate) const CHANGES: &[Change] = &[
         input: "a session with a damaged journal",
         code: Code::DataLoss,
         reason: "JOURNAL_CORRUPT",
-        details: "ResourceInfo `Session`",
+        details: "",
+        readable: false,
         first: |_| Vec::new(),
         second: |home| {
             let journal = rusqlite::Connection::open(home.join("data/journal.db")).unwrap();
@@ -92,8 +98,7 @@ async fn a_runtime_that_came_back_as_another_says_so() {
         let arguments = (change.first)(home.path());
         let mut runtime = home.start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
         let client = runtime.client().await;
-        let config =
-            v1::SessionConfig { numerics_policy: v1::NumericsPolicy::RequireSame.into(), ..talk::pebble() };
+        let config = v1::SessionConfig { numerics_policy: v1::NumericsPolicy::RequireSame.into(), ..talk::pebble() };
         let session = talk::open(&client, config).await;
         talk::run_to_end(&client, talk::says(&session, "My locker code is 4471.")).await.unwrap();
         let items = talk::list_items(&client, &session).await;
@@ -104,8 +109,13 @@ async fn a_runtime_that_came_back_as_another_says_so() {
         let client = runtime.client().await;
         let status = (change.ask)(&client, &session).await.expect_err(change.input);
         let got = (status.code(), talk::reason(&status), details(&status));
-        assert_eq!(got, (change.code, change.reason.to_owned(), change.details.to_owned()), "{}: {status:?}", change.input);
-        if change.code != Code::DataLoss {
+        assert_eq!(
+            got,
+            (change.code, change.reason.to_owned(), change.details.to_owned()),
+            "{}: {status:?}",
+            change.input
+        );
+        if change.readable {
             assert_eq!(talk::list_items(&client, &session).await, items, "history stays readable: {}", change.input);
         }
         let other = talk::open(&client, talk::pebble()).await;

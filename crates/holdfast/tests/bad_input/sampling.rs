@@ -36,7 +36,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         ground.sampled(Sampling { max_output_tokens: Some(0), ..Sampling::default() });
     "an empty stop string" => InvalidArgument, "INVALID_SAMPLING", "BadRequest `options.sampling.stop[0]`", |ground|
         ground.sampled(Sampling { stop: vec![String::new()], ..Sampling::default() });
-    "a stop string with a control byte" => InvalidArgument, "INVALID_SAMPLING", "BadRequest `options.sampling.stop[0]`", |ground|
+    "a stop string with a control byte" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `options.sampling.stop[0]`", |ground|
         ground.sampled(Sampling { stop: vec!["\u{1}".to_owned()], ..Sampling::default() });
     "a bad temperature as the session's own" => InvalidArgument, "INVALID_SAMPLING", "BadRequest `session.config.sampling.temperature`", |ground| async {
         let sampling = Sampling { temperature: Some(9.0), ..Sampling::default() };

@@ -13,26 +13,26 @@ pub(crate) const ROWS: &[Row] = rows! {
         create(ground, "taken-already", "", "a").await?;
         create(ground, "taken-already", "", "a").await
     };
-    "CreateSession with a request id that was used for another body" => AlreadyExists, "REQUEST_ID_REUSED", "ResourceInfo `Session`", |ground| async {
+    "CreateSession with a request id that was used for another body" => AlreadyExists, "REQUEST_ID_REUSED", "BadRequest `request_id`", |ground| async {
         create(ground, "made-once", "first", "a").await?;
         create(ground, "made-once", "first", "b").await
     };
-    "UpdateSession with a foreign etag" => Aborted, "ETAG_MISMATCH", "ResourceInfo `Session`", |ground| async {
+    "UpdateSession with a foreign etag" => Aborted, "ETAG_MISMATCH", "metadata `etag`", |ground| async {
         let name = ground.session().await;
         let session = v1::Session { name, etag: "from-elsewhere".to_owned(), display_name: "x".to_owned(), ..Default::default() };
         ground.update(session, &["display_name"]).await
     };
-    "DeleteSession with a foreign etag" => Aborted, "ETAG_MISMATCH", "ResourceInfo `Session`", |ground| async {
+    "DeleteSession with a foreign etag" => Aborted, "ETAG_MISMATCH", "metadata `etag`", |ground| async {
         let request = v1::DeleteSessionRequest { name: ground.session().await, etag: "from-elsewhere".to_owned() };
         ground.client.sessions().delete_session(request).await
     };
-    "UpdateSession with an etag that a turn has made old" => Aborted, "ETAG_MISMATCH", "ResourceInfo `Session`", |ground| async {
+    "UpdateSession with an etag that a turn has made old" => Aborted, "ETAG_MISMATCH", "metadata `etag`", |ground| async {
         let name = ground.session().await;
         let old = talk::session(&ground.client, &name).await?;
         talk::run_to_end(&ground.client, talk::says(&name, "Hello")).await?;
         ground.update(v1::Session { display_name: "x".to_owned(), ..old }, &["display_name"]).await
     };
-    "UpdateSession of the instructions after the first turn" => FailedPrecondition, "SESSION_CONFIG_FROZEN", "BadRequest `session.config.instructions`; PreconditionFailure; ResourceInfo `Session`", |ground| async {
+    "UpdateSession of the instructions after the first turn" => FailedPrecondition, "SESSION_CONFIG_FROZEN", "PreconditionFailure", |ground| async {
         let (name, _) = ground.talked().await;
         let config = v1::SessionConfig { instructions: "Be somebody else.".to_owned(), ..Default::default() };
         let session = v1::Session { name, config: Some(config), ..Default::default() };
@@ -67,13 +67,13 @@ pub(crate) const ROWS: &[Row] = rows! {
         ground.create(v1::Session { display_name: "\u{1b}[31mred".to_owned(), ..Default::default() });
     "a label key with a control byte" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `session.labels`", |ground|
         labelled(ground, "a\u{7}b", "x");
-    "a label value with a NUL byte" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `session.labels`", |ground|
+    "a label value with a NUL byte" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `session.labels.team`", |ground|
         labelled(ground, "team", "red\0");
     "an empty label key" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `session.labels`", |ground|
         labelled(ground, "", "x");
     "an enum value that the contract does not have" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `session.config.sharing`", |ground|
         ground.configure(v1::SessionConfig { sharing: 77, ..Default::default() });
-    "initial items with a call that nobody answered" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `initial_items`; metadata `callIds`", |ground| async {
+    "initial items with a call that nobody answered" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `initial_items`; metadata `callCount`, `callIds`", |ground| async {
         let call = v1::ToolCall { call_id: "c1".to_owned(), name: "order_status".to_owned(), arguments: "{}".to_owned(), parse_error: None };
         let call = v1::Item { kind: Some(v1::item::Kind::ToolCall(call)), ..Default::default() };
         talk::open_with(&ground.client, talk::pebble(), vec![items::user("Where is order 7731?"), call]).await

@@ -7,11 +7,11 @@ use crate::ground::{Ground, Row, rows};
 use crate::support::talk;
 
 pub(crate) const ROWS: &[Row] = rows! {
-    "a user message while calls wait" => FailedPrecondition, "PENDING_TOOL_CALLS", "PreconditionFailure; ResourceInfo `Turn`; metadata `callCount`, `callIds`", |ground| async {
+    "a user message while calls wait" => FailedPrecondition, "PENDING_TOOL_CALLS", "PreconditionFailure; metadata `callCount`, `callIds`", |ground| async {
         let (session, _, _) = ground.waiting().await;
         talk::run(&ground.client, talk::says(&session, "Hello")).await
     };
-    "AppendItems while calls wait" => FailedPrecondition, "PENDING_TOOL_CALLS", "PreconditionFailure; ResourceInfo `Turn`; metadata `callCount`, `callIds`", |ground| async {
+    "AppendItems while calls wait" => FailedPrecondition, "PENDING_TOOL_CALLS", "PreconditionFailure; metadata `callCount`, `callIds`", |ground| async {
         let (session, _, _) = ground.waiting().await;
         let request = v1::AppendItemsRequest { session, items: vec![items::user("Hello")], ..Default::default() };
         ground.client.sessions().append_items(request).await
@@ -36,11 +36,11 @@ pub(crate) const ROWS: &[Row] = rows! {
         let (_, turn, _) = ground.waiting().await;
         submit(ground, &turn, &[]).await
     };
-    "a result for a turn that has ended" => FailedPrecondition, "NO_PENDING_TOOL_CALLS", "PreconditionFailure; ResourceInfo `Turn`", |ground| async {
+    "a result for a turn that has ended" => FailedPrecondition, "NO_PENDING_TOOL_CALLS", "PreconditionFailure", |ground| async {
         let (_, turn) = ground.talked().await;
         submit(ground, &turn, &["call-1"]).await
     };
-    "a result for a turn that runs" => FailedPrecondition, "NO_PENDING_TOOL_CALLS", "PreconditionFailure; ResourceInfo `Turn`", |ground| async {
+    "a result for a turn that runs" => FailedPrecondition, "NO_PENDING_TOOL_CALLS", "PreconditionFailure", |ground| async {
         let (_, turn) = ground.busy().await;
         submit(ground, &turn, &["call-1"]).await
     };
@@ -69,7 +69,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         offered(ground, vec![items::function("order status", "", "")]);
     "a tool without a kind" => InvalidArgument, "INVALID_TOOL", "BadRequest `session.config.tools[0]`", |ground|
         offered(ground, vec![v1::Tool::default()]);
-    "two tools of one name" => InvalidArgument, "INVALID_TOOL", "BadRequest `session.config.tools[1].function.name`", |ground|
+    "two tools of one name" => InvalidArgument, "INVALID_TOOL", "BadRequest `session.config.tools[1]`", |ground|
         offered(ground, vec![items::function("twice", "", ""), items::function("twice", "", "")]);
     "a parameter schema that is not JSON" => InvalidArgument, "INVALID_TOOL", "BadRequest `session.config.tools[0].function.parameters_json_schema`", |ground|
         offered(ground, vec![items::function("broken", "", "{\"type\":")]);
@@ -79,7 +79,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         let tool_choice = v1::ToolChoice { choice: Some(v1::tool_choice::Choice::Name("fly".to_owned())) };
         ground.optioned(v1::TurnOptions { tool_choice: Some(tool_choice), ..Default::default() }).await
     };
-    "allowed_tools with a tool that the session does not have" => InvalidArgument, "INVALID_TOOL", "BadRequest `options.allowed_tools[0]`", |ground|
+    "allowed_tools with a tool that the session does not have" => InvalidArgument, "INVALID_TOOL", "BadRequest `options.allowed_tools`", |ground|
         ground.optioned(v1::TurnOptions { allowed_tools: vec!["fly".to_owned()], ..Default::default() });
 };
 

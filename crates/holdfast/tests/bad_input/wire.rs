@@ -25,7 +25,11 @@ pub(crate) const ROWS: &[Row] = rows! {
 };
 
 /// Calls a method by its path with a message of any type.
-async fn call<M: prost::Message + Send + Sync + 'static>(ground: &Ground, path: &'static str, message: M) -> Result<(), Status> {
+async fn call<M: prost::Message + Send + Sync + 'static>(
+    ground: &Ground,
+    path: &'static str,
+    message: M,
+) -> Result<(), Status> {
     let mut grpc = tonic::client::Grpc::new(talk::channel(ground.address()).await);
     grpc.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
     let codec = ProstCodec::<M, v1::Session>::default();
@@ -116,6 +120,21 @@ pub(crate) const BEHAVIOURS: &[Behaviour] = &[
         },
     },
     Behaviour {
+        input: "a session deleted while its turn runs",
+        outcome: "the turn's stream ends with turn_ended: FAILED, with the error `SESSION_DELETED`",
+        act: |ground| {
+            Box::pin(async {
+                let (session, request) = long_turn(ground).await;
+                let stream = ground.client.sessions().run_turn(request).await.unwrap().into_inner();
+                talk::delete(&ground.client, &session).await.unwrap();
+                let heard = talk::hear(stream).await.unwrap();
+                let ended = heard.ended().expect("a terminal event");
+                assert_eq!(ended.state(), v1::TurnState::Failed);
+                assert_eq!(ended.error.as_ref().unwrap().reason(), v1::ErrorReason::SessionDeleted);
+            })
+        },
+    },
+    Behaviour {
         input: "a call whose deadline passes in mid-stream",
         outcome: "DEADLINE_EXCEEDED or CANCELLED ends the stream; the turn goes on",
         act: |ground| {
@@ -187,10 +206,8 @@ async fn slow_reader(ground: &Ground) {
     for _ in 0..4 {
         let session = ground.session().await;
         let sampling = v1::Sampling { logprobs: Some(20), ..talk::long(900) };
-        let request = v1::RunTurnRequest {
-            input: vec![items::user("Hello")],
-            ..talk::says_with(&session, "Hello", sampling)
-        };
+        let request =
+            v1::RunTurnRequest { input: vec![items::user("Hello")], ..talk::says_with(&session, "Hello", sampling) };
         streams.push(slow.sessions().run_turn(request).await.unwrap().into_inner());
     }
     for _ in 0..3 {

@@ -34,6 +34,8 @@ pub(crate) struct Lane {
     /// Sessions as they were when their conversation had ended.
     finished: BTreeMap<String, v1::Session>,
     deleted: BTreeSet<String>,
+    /// Streams that a kill cut off in mid-turn.
+    cut: usize,
 }
 
 impl Plan {
@@ -67,12 +69,18 @@ impl Lane {
             appended: Vec::new(),
             finished: BTreeMap::new(),
             deleted: BTreeSet::new(),
+            cut: 0,
         }
     }
 
     /// Conversations that have ended.
     pub(crate) fn rounds(&self) -> usize {
         self.round
+    }
+
+    /// Streams that a kill cut off in mid-turn.
+    pub(crate) fn cut(&self) -> usize {
+        self.cut
     }
 
     /// Goes on with the conversation, then with the next, until the runtime dies; or, with `finish`, to the end of this one.
@@ -181,6 +189,7 @@ impl Lane {
             }
         };
         if !heard.events.is_empty() {
+            self.cut += usize::from(ending.is_err());
             self.heard.entry(heard.turn_name().to_owned()).or_default().push(heard.events.clone());
         }
         ending.map(|()| heard)
@@ -238,7 +247,8 @@ impl Lane {
         let mut known: BTreeMap<String, v1::Item> =
             self.appended.iter().map(|item| (item.name.clone(), item.clone())).collect();
         for (turn, streams) in &self.heard {
-            let whole = within("an interrupted turn ends by itself", SOON, talk::attach(client, turn, 0)).await.unwrap();
+            let whole =
+                within("an interrupted turn ends by itself", SOON, talk::attach(client, turn, 0)).await.unwrap();
             assert!(whole.ended().is_some() || whole.waits().is_some(), "{turn}: {whole:?}");
             for heard in streams {
                 assert_part_of(heard, &whole.events);

@@ -36,6 +36,7 @@ pub fn job(id: u64, flow: u64, ids: impl IntoIterator<Item = u32>) -> Job {
         log: ids.into_iter().map(|id| LogToken { id, precision: Precision::Native }).collect(),
         domain: ChainDomain::single(DomainSecret([0; 32])),
         flow,
+        transient: false,
         sampling: Some(JobSampling { params, seed: id, precision: Precision::Native, sampled_before: Vec::new() }),
     }
 }

@@ -45,27 +45,27 @@ pub(super) struct ToolPlan {
 }
 
 impl Shared {
-    /// Checks a configuration and puts the model's name in.
-    pub(super) fn check_config(&self, config: &mut SessionConfig) -> Result<usize, Failure> {
+    /// Checks a configuration and puts the model's name in. `path` is where it stands in the request, with its last dot.
+    pub(super) fn check_config(&self, path: &str, config: &mut SessionConfig) -> Result<usize, Failure> {
         let device = self.model(&config.model)?;
         let model = &self.models[device];
         config.model.clone_from(&model.info.name);
         if !model.language.has_template(&config.template) {
             let problem = format!("model {} has no template {:?}", model.info.name, config.template);
-            return Err(Failure::field(Reason::InvalidArgument, "session.template", problem));
+            return Err(Failure::field(Reason::InvalidArgument, format!("{path}template"), problem));
         }
         if !config.tools.is_empty() && model.language.call_form().is_none() {
             let problem = format!("model {} cannot call tools", model.info.name);
-            return Err(Failure::field(Reason::InvalidTool, "session.tools", problem));
+            return Err(Failure::field(Reason::InvalidTool, format!("{path}tools"), problem));
         }
         let mut names = BTreeSet::new();
         for (i, tool) in config.tools.iter().enumerate() {
             if !names.insert(tool.name.as_str()) {
                 let problem = format!("tool {:?} is there twice", tool.name);
-                return Err(Failure::field(Reason::InvalidTool, format!("session.tools[{i}].name"), problem));
+                return Err(Failure::field(Reason::InvalidTool, format!("{path}tools[{i}].function.name"), problem));
             }
         }
-        check_sampling("session.sampling", &config.sampling, &self.settings.limits, model)?;
+        check_sampling(&format!("{path}sampling"), &config.sampling, &self.settings.limits, model)?;
         Ok(device)
     }
 
@@ -115,17 +115,19 @@ impl Shared {
         Ok((device, changed))
     }
 
-    /// Sampling settings in force, from all layers.
+    /// Sampling settings in force, from all layers. `path` is where the request has its own.
     pub(super) fn settings(
         &self,
         device: usize,
         config: &SessionConfig,
-        request: &SamplingOverrides,
+        (path, request): (&str, &SamplingOverrides),
         seed: u64,
     ) -> Result<GenerationSettings, Failure> {
         let model = &self.models[device];
-        check_sampling("sampling", request, &self.settings.limits, model)?;
         let layers = request.clone().over(&config.sampling).over(model.language.generation_defaults());
+        // All layers: the model's own was never checked, and limits may have fallen since the session's was. Whatever is wrong
+        // with them, the request can say it better.
+        check_sampling(path, &layers, &self.settings.limits, model)?;
         Ok(layers.resolve(seed, self.settings.limits.default_max_output_tokens))
     }
 
@@ -169,7 +171,9 @@ impl Shared {
         let numbered = items.into_iter().zip(base.items + 1..);
         let items =
             numbered.map(|(item, n)| NumberedItem { number: ItemNumber(n), turn, tokens, item }).collect::<Vec<_>>();
-        let (count, most) = (base.items as usize + items.len(), self.settings.limits.items_per_session);
+        // Here too room for one, for what the turn says.
+        let count = base.items as usize + items.len() + usize::from(turn.is_some());
+        let most = self.settings.limits.items_per_session;
         if count > most as usize {
             return Err(Failure::limit("items_per_session", most.into(), count as u64));
         }
@@ -181,11 +185,11 @@ fn overflow(used: u32, needed: u64, limit: u32) -> Failure {
     let message = format!(
         "the context holds {limit} tokens; {used} are used, and with the new items {needed} are needed: shorten the items or begin a new session"
     );
-    Failure::new(Reason::ContextOverflow, message).with(FailureDetail::Limit {
-        name: "context_limit".to_owned(),
-        limit: limit.into(),
-        requested: needed,
-    })
+    let fact = |key: &str, value: u64| FailureDetail::Metadata { key: key.to_owned(), value: value.to_string() };
+    Failure::new(Reason::ContextOverflow, message)
+        .with(fact("usedTokens", used.into()))
+        .with(fact("wantedTokens", needed))
+        .with(fact("limitTokens", limit.into()))
 }
 
 /// Checks call ids and retention of items that are about to follow; `known` says of a call id whether it was answered.
@@ -227,12 +231,29 @@ pub(super) fn check_items(
             ItemContent::Reasoning { .. } if retention != ReasoningRetention::Keep => {
                 let problem =
                     "reasoning items cannot be dropped later yet: use reasoning_retention KEEP or leave them out";
-                return Err(Failure::field(Reason::FieldNotImplemented, "session.reasoning_retention", problem));
+                return Err(Failure::field(Reason::FieldNotImplemented, "session.config.reasoning_retention", problem));
             }
             ItemContent::Message { .. } | ItemContent::Reasoning { .. } => {}
         }
     }
     Ok(())
+}
+
+/// Refuses a history with calls whose results are missing: nobody would ever send them.
+pub(super) fn check_answered(path: &str, items: &[Item]) -> Result<(), Failure> {
+    let answers = |id: &str| {
+        items.iter().any(|item| matches!(&item.content, ItemContent::ToolResult { call_id, .. } if call_id == id))
+    };
+    let calls = items.iter().filter_map(|item| match &item.content {
+        ItemContent::ToolCall { call_id, .. } => Some(call_id),
+        _ => None,
+    });
+    let call_ids: Vec<String> = calls.filter(|id| !answers(id)).cloned().collect();
+    if call_ids.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::field(Reason::InvalidArgument, path, "holds calls without results; add a result for each")
+        .with(FailureDetail::PendingCalls { call_ids }))
 }
 
 /// What `allowed_tools` and `tool_choice` mean without a grammar.
@@ -241,10 +262,12 @@ pub(super) fn plan_tools(
     config: &SessionConfig,
     allowed: Option<&[String]>,
     choice: &ToolChoice,
+    path: &str,
 ) -> Result<ToolPlan, Failure> {
     let is_tool = |name: &str| config.tools.iter().any(|tool| tool.name == name);
-    let unknown =
-        |path: &str, name: &str| Failure::field(Reason::InvalidTool, path, format!("the session has no tool {name:?}"));
+    let unknown = |field: &str, name: &str| {
+        Failure::field(Reason::InvalidTool, format!("{path}{field}"), format!("the session has no tool {name:?}"))
+    };
     if let Some(name) = allowed.unwrap_or_default().iter().find(|name| !is_tool(name)) {
         return Err(unknown("allowed_tools", name));
     }
@@ -253,19 +276,19 @@ pub(super) fn plan_tools(
     let all = names.len() == config.tools.len();
     let subset = || {
         let problem = "a choice among some of the session's tools needs a grammar, which is not built yet: allow all, none, or one with tool_choice REQUIRED";
-        Failure::field(Reason::FieldNotImplemented, "allowed_tools", problem)
+        Failure::field(Reason::FieldNotImplemented, format!("{path}allowed_tools"), problem)
     };
     let force = |tool: Option<&str>| ToolPlan { forced: language.forced_prefix(tool), banned: None };
     match choice {
         ToolChoice::Name(name) if !is_tool(name) => Err(unknown("tool_choice.name", name)),
         ToolChoice::Name(name) if !is_allowed(name) => {
             let problem = format!("tool {name:?} is not among allowed_tools");
-            Err(Failure::field(Reason::InvalidTool, "tool_choice.name", problem))
+            Err(Failure::field(Reason::InvalidTool, format!("{path}tool_choice.name"), problem))
         }
         ToolChoice::Name(name) => Ok(force(Some(name))),
         ToolChoice::Required if names.is_empty() => Err(Failure::field(
             Reason::InvalidTool,
-            "tool_choice",
+            format!("{path}tool_choice"),
             "REQUIRED needs at least one tool that may be called",
         )),
         ToolChoice::Required => match names.as_slice() {
@@ -282,7 +305,7 @@ pub(super) fn plan_tools(
             let token = language.call_form().and_then(|form| form.open_token);
             let banned = token.ok_or_else(|| {
                 let problem = "this model opens a call with ordinary text: keeping it from calling needs a grammar, which is not built yet";
-                Failure::field(Reason::FieldNotImplemented, field, problem)
+                Failure::field(Reason::FieldNotImplemented, format!("{path}{field}"), problem)
             })?;
             Ok(ToolPlan { forced: Vec::new(), banned: Some(banned) })
         }
@@ -332,8 +355,11 @@ pub(super) fn check_sampling(
         if id >= vocab {
             return wrong("logit_bias", format!("token {id} is outside of the vocabulary of {vocab}"));
         }
-        if value.is_nan() || value == f32::INFINITY {
-            return wrong("logit_bias", format!("{value} for token {id}; a bias is a number or negative infinity"));
+        // The journal writes negative infinity as the lowest number, which is therefore no bias of its own.
+        if value.is_nan() || value == f32::INFINITY || value == f32::MIN {
+            let problem =
+                format!("{value} for token {id}; a bias is a number above {}, or negative infinity", f32::MIN);
+            return wrong("logit_bias", problem);
         }
     }
     let stop = sampling.stop.as_deref().unwrap_or_default();

@@ -1,10 +1,11 @@
 //! Stateless completions: a session of one turn that is never journaled.
 //!
 //! In: the full history. Out: the same renderer, runs and fold as a session's turn, with events in its words. Deliberately
-//! not here: anything of its own; what differs is that writes count as committed at once and that nothing is kept.
+//! not here: anything of its own; what differs is that writes count as committed at once and that nothing is kept: no entry,
+//! and no block that anyone could find. Each call computes all of its input.
 
 use holdfast_journal::SessionMutable;
-use holdfast_types::{Event, EventKind, Failure, ItemNumber, Reason, SessionId, TurnNumber};
+use holdfast_types::{Event, EventKind, Failure, ItemNumber, Reason, SessionId, Sharing, TurnNumber};
 use holdfast_worker_api::{Caller, Generate, StartTurn};
 
 use super::check::check_items;
@@ -43,9 +44,10 @@ impl Session {
             return Err(draining());
         }
         let Generate { mut config, items, allowed_tools, tool_choice, deadline_ms } = request;
-        let device = shared.check_config(&mut config)?;
+        let device = shared.check_config("", &mut config)?;
         check_items("items", &items, config.reasoning_retention, |_| None)?;
-        // Its name keys the blocks of a private completion: nobody else's.
+        // Nothing is kept and nothing is found: its name keys its blocks, and no other has that name.
+        config.sharing = Sharing::Private;
         let name = format!("completion-{entropy:032x}");
         let session = SessionId::parse(&name).map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
         let (fold, _) = shared.begin(caller, session.clone(), (config, device), SessionMutable::default(), None)?;
@@ -63,7 +65,7 @@ impl Session {
         let all = recent.iter().filter_map(|event| outward(event, inputs));
         let skip = from.saturating_sub(1) as usize;
         let events: Vec<Event> = all.skip(skip).take(limit).collect();
-        let next = from.max(1) + events.len() as u64;
+        let next = from.max(1).saturating_add(events.len() as u64);
         let last = events.last().is_some_and(|event| event.kind.is_terminal());
         EventBatch { events, next, last, ..EventBatch::default() }
     }

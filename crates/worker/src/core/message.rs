@@ -57,7 +57,7 @@ pub enum Input {
     },
     /// The answer to [`Effect::Attention`].
     Attention {
-        /// Sessions that are not at rest, or expire.
+        /// Sessions that are not at rest, or are due: expired, or past a turn's deadline.
         heads: Vec<SessionHead>,
     },
     /// The answer to [`Effect::Purge`].
@@ -120,7 +120,8 @@ pub enum Effect {
         /// Count the tenant's sessions as well.
         count: bool,
     },
-    /// Look for sessions that are not at rest, or expire before this; answered by [`Input::Attention`].
+    /// Look for sessions that are not at rest, or whose row says that they are due before this; answered by
+    /// [`Input::Attention`].
     Attention {
         /// Time of expiry.
         before_us: TimeUs,

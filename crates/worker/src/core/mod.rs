@@ -23,6 +23,7 @@ use holdfast_journal::{JournalError, NewEntry, SessionHead};
 use holdfast_kv::DomainSecret;
 use holdfast_types::{
     Failure, FailureDetail, Limits, Precision, Reason, SequenceId, SessionId, SessionState, Sharing, TenantId, TimeUs,
+    TurnNumber,
 };
 use holdfast_worker_api::{Caller, ModelInfo};
 
@@ -56,7 +57,8 @@ pub struct CoreSettings {
     pub requests_waiting: usize,
     /// Events of a session that stay in memory; older ones are folded again on demand.
     pub recent_events: usize,
-    /// Microseconds between two looks for sessions that expire.
+    /// Microseconds between two looks for sessions that expire, or that wait for their client past a turn's deadline and are
+    /// not loaded: both may happen so much late.
     pub attention_interval_us: u64,
     /// The journal's secret, from which sharing domains derive theirs.
     pub secret: [u8; 32],
@@ -190,7 +192,7 @@ impl WorkerCore {
         }
         self.end_overdue_turns();
         if self.shared.now >= self.attention_due && !self.shared.draining {
-            self.attention_due = self.shared.now + self.shared.settings.attention_interval_us;
+            self.attention_due = self.shared.now.saturating_add(self.shared.settings.attention_interval_us);
             self.shared.effects.push(Effect::Attention { before_us: self.shared.now });
         }
         self.unload();
@@ -209,6 +211,13 @@ impl WorkerCore {
     /// How languages are found: for folding journals outside of the core.
     pub fn languages(&self) -> Languages {
         self.shared.languages.clone()
+    }
+
+    /// What a run is for while it runs: whose turn, and which generation of it.
+    pub fn turn_of(&self, run: RunId) -> Option<(Channel, TurnNumber, u32)> {
+        let session = self.slots.get(self.shared.runs.get(&run)?)?;
+        let progress = session.fold.current()?;
+        Some((session.channel(), progress.number, progress.generation))
     }
 
     /// Figures for gauges.
@@ -358,6 +367,7 @@ impl WorkerCore {
         } else if session.fold().expires_us().is_some_and(|at| at <= self.shared.now) {
             session.delete(&mut self.shared, &Caller::default());
         } else {
+            session.end_overdue(&mut self.shared);
             session.resume(&mut self.shared);
         }
     }
@@ -366,7 +376,10 @@ impl WorkerCore {
         let key = (head.tenant, head.session);
         match self.names.get(&key) {
             Some(Named::Ready(_)) => {
-                let expired = |session: &Session| session.fold().expires_us().is_some_and(|at| at <= self.shared.now);
+                // A deleted session waits for its purge; to settle it again would ask for a second one.
+                let expired = |session: &Session| {
+                    !session.fold().is_deleted() && session.fold().expires_us().is_some_and(|at| at <= self.shared.now)
+                };
                 if self.ready(&key).is_some_and(expired) {
                     self.settle(&key);
                 }
@@ -463,10 +476,12 @@ impl WorkerCore {
     }
 
     fn purged(&mut self, key: (TenantId, SessionId), result: Result<(), JournalError>) {
-        if let Some(Named::Ready(slot)) = self.names.remove(&key)
-            && let Some(mut session) = self.slots.remove(&slot)
-        {
-            session.abandon(&mut self.shared, &deleted(&key.1));
+        // A name that is being loaded has requests waiting: they are answered when the journal has.
+        if let Some(&Named::Ready(slot)) = self.names.get(&key) {
+            self.names.remove(&key);
+            if let Some(mut session) = self.slots.remove(&slot) {
+                session.abandon(&mut self.shared, &deleted(&key.1));
+            }
         }
         if result.is_ok()
             && let Some(count) = self.shared.tenants.get_mut(&key.0)

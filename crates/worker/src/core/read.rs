@@ -14,12 +14,12 @@ use holdfast_worker_api::{
     UpdateSession,
 };
 
-use super::check::{Base, Rendered, check_items};
+use super::check::{Base, Rendered, check_answered, check_items};
 use super::message::{EventBatch, ReadEvents, Request};
 use super::session::Session;
 use super::turn::{draining, meaning, pending_calls, reused, session_busy, turn_not_found};
 use super::{Reply, RequestId, Shared};
-use crate::fold::{MarkUse, SessionFold};
+use crate::fold::{MarkUse, SessionFold, TIME_MAX_US, later};
 
 /// Elements of a page when the request does not say.
 const DEFAULT_PAGE: u32 = 100;
@@ -53,7 +53,7 @@ impl Shared {
     /// What items would become as a new conversation, up to the point where the model would answer.
     pub(super) fn count_new(&self, count: &CountTokens) -> Result<TokenCount, Failure> {
         let mut config = count.config.clone();
-        let device = self.check_config(&mut config)?;
+        let device = self.check_config("conversation.", &mut config)?;
         let session =
             count.session.clone().unwrap_or_else(|| self.session_id(&Caller::default(), &CreateSession::default(), 0));
         let fold = self.begin(&Caller::default(), session, (config, device), SessionMutable::default(), None)?.0;
@@ -128,13 +128,14 @@ impl Session {
         let digest = create_meaning(&create);
         let CreateSession { session, mut config, items, patch, request_id } = create;
         let session = session.ok_or_else(|| Failure::new(Reason::Internal, "no session id"))?;
-        let device = shared.check_config(&mut config)?;
+        let device = shared.check_config("session.config.", &mut config)?;
         let mut mutable = SessionMutable::default();
         patch_session(&mut mutable, patch, shared.now);
         let retention = config.reasoning_retention;
         let mark = request_id.map(|id| RequestMark { id, digest });
         let (fold, entry) = shared.begin(caller, session, (config, device), mutable, mark)?;
         check_items("initial_items", &items, retention, |_| None)?;
+        check_answered("initial_items", &items)?;
         let rendered =
             if items.is_empty() { None } else { Some(shared.render(&fold, device, Base::of(&fold), (None, items))?) };
         let mut made = Self::new(shared, fold, None);
@@ -183,7 +184,7 @@ impl Session {
         let mut bodies = Vec::new();
         let mut update = Body::SessionUpdated { config: None, mutable: mutable.clone(), revision: None };
         if changed {
-            let device = shared.check_config(&mut config)?;
+            let device = shared.check_config("session.config.", &mut config)?;
             let revision = (config.model != self.fold.config().model).then(|| Box::new(shared.revision(device)));
             let items: Vec<_> = self.fold.items().iter().map(|item| item.item.clone()).collect();
             check_items("initial_items", &items, config.reasoning_retention, |_| None)?;
@@ -245,7 +246,7 @@ impl Session {
                 let ids = open.map(|call| call.call_id.clone()).collect();
                 return Err(pending_calls(turn.map_or(TurnNumber(0), |turn| turn.number), ids));
             }
-            SessionState::Running => return Err(session_busy(self.fold.session().as_str())),
+            SessionState::Running => return Err(session_busy(&self.fold)),
             SessionState::Idle | SessionState::Suspended | SessionState::Deleting => {}
         }
         let (device, _) = shared.check_revision(&self.fold)?;
@@ -297,8 +298,8 @@ impl Session {
             return Ok(());
         }
         let message = format!("the session's next event is {next}, the request asks for {from_sequence} on");
-        Err(Failure::new(Reason::SequenceOutOfRange, message)
-            .with(FailureDetail::Metadata { key: "nextSequence".to_owned(), value: next.to_string() }))
+        Err(Failure::field(Reason::SequenceOutOfRange, "from_sequence", message)
+            .with(FailureDetail::Metadata { key: "lastSequence".to_owned(), value: (next - 1).to_string() }))
     }
 
     /// Items and events of a session whose tokenizer is gone cannot be told.
@@ -378,10 +379,10 @@ fn patch_session(mutable: &mut SessionMutable, patch: SessionPatch, now: TimeUs)
     let SessionPatch { display_name, labels, expire_time_us, ttl_s, idle_timeout_s } = patch;
     mutable.display_name = display_name.unwrap_or_else(|| mutable.display_name.clone());
     mutable.labels = labels.unwrap_or_else(|| std::mem::take::<BTreeMap<_, _>>(&mut mutable.labels));
-    mutable.expire_time_us = expire_time_us.unwrap_or(mutable.expire_time_us);
+    mutable.expire_time_us = expire_time_us.unwrap_or(mutable.expire_time_us).map(|at| at.min(TIME_MAX_US));
     mutable.idle_timeout_s = idle_timeout_s.unwrap_or(mutable.idle_timeout_s);
     if let Some(ttl_s) = ttl_s {
-        mutable.expire_time_us = Some(now.saturating_add(ttl_s.saturating_mul(1_000_000)));
+        mutable.expire_time_us = Some(later(now, ttl_s, 1_000_000));
     }
 }
 
@@ -434,7 +435,7 @@ fn page<T: Clone>(
         (all[start..end].iter().rev().cloned().collect(), (start > 0).then_some(start + 1))
     } else {
         let start = place.map_or(Ok(0), |at| at.ok_or_else(wrong))?;
-        let end = (start + size).min(all.len());
+        let end = start.saturating_add(size).min(all.len());
         (all[start..end].to_vec(), (end < all.len()).then_some(end))
     };
     Ok(Page { elements, next_page_token: rest.map(|at| at.to_string()).unwrap_or_default() })

@@ -60,11 +60,19 @@ impl Session {
             }
             return;
         }
-        let (number, request) = (progress.number, progress.request.clone());
+        let (number, request, created_us) = (progress.number, progress.request.clone(), turn.created_us);
         let device = match shared.check_revision(&self.fold) {
-            Ok((device, _)) => device,
+            Ok((device, false)) => device,
+            Ok((device, true)) => {
+                // It was interrupted, and the device that it goes on with computes in another class.
+                let (author, change) = (self.author(number), self.numerics_change(shared, device));
+                self.write(shared, &author, vec![change]);
+                self.flush(shared, Durability::Process);
+                device
+            }
             Err(failure) => return self.fail_turn(shared, failure),
         };
+        let Some(progress) = self.fold.current() else { return };
         let model = &shared.models[device];
         let sampled = progress.generation_sampled();
         if progress.stopped() || (sampled > 0 && self.fold.end() == LogEnd::Sampled) {
@@ -76,7 +84,7 @@ impl Session {
             return self.conclude(shared, FinishReason::MaxTokens, left > 0, None, Usage::default());
         }
         let (allowed, choice) = (request.allowed_tools.as_deref(), &request.tool_choice);
-        let tools = match plan_tools(&*model.language, self.fold.config(), allowed, choice) {
+        let tools = match plan_tools(&*model.language, self.fold.config(), allowed, choice, "") {
             Ok(tools) => tools,
             Err(failure) => return self.fail_turn(shared, failure),
         };
@@ -94,9 +102,16 @@ impl Session {
             forced,
             sampled_before: progress.sampled.clone(),
         };
-        let accepted_us = if progress.generation == 0 { turn.created_us } else { shared.now };
+        let accepted_us = if progress.generation == 0 { created_us } else { shared.now };
         tracing::debug!(session = %self.fold.session(), turn = number.0, tokens = self.fold.tokens(), "a generation begins");
         self.send_run(shared, device, Some(sample), accepted_us, room <= left);
+    }
+
+    /// The entry that says that tokens are computed in the device's class from now on.
+    pub(super) fn numerics_change(&mut self, shared: &Shared, device: usize) -> Body {
+        self.prefilled = 0;
+        let from = self.fold.revision().numerics_class.clone();
+        Body::NumericsChanged { from, to: shared.models[device].info.numerics_class.clone() }
     }
 
     /// Computes the KV of what was appended, in the background.
@@ -121,14 +136,22 @@ impl Session {
         let id = RunId(shared.next());
         shared.runs.insert(id, self.slot());
         let prefill = sample.is_none();
+        // A generation that was interrupted is accounted for as if it had not been: by what it began with.
+        let interrupted = self.fold.current().filter(|progress| !prefill && progress.generation_sampled() > 0);
+        let (resumed, known) = match interrupted {
+            Some(progress) => (progress.generation_sampled(), progress.computed_before.min(self.fold.computed())),
+            None => (0, self.fold.computed().max(self.prefilled)),
+        };
         let run = Run {
             run: id,
             sequence: self.sequence,
             log: self.fold.log().to_vec(),
-            computed_before: self.fold.computed().max(self.prefilled).min(self.fold.tokens()),
+            computed_before: known.min(self.fold.tokens()),
             domain: ChainDomain::single(shared.session_domain(&self.fold)),
             flow: self.slot().0,
             accepted_us,
+            transient: self.is_completion(),
+            resumed,
             sample,
         };
         self.run = Some(ActiveRun { id, prefill, fills_context, ending: None, paused: false, cancel_sent: false });
@@ -206,6 +229,10 @@ impl Session {
                 self.flush(shared, Durability::Power);
             }
             Ok((reason, usage)) => self.conclude(shared, reason, run.fills_context, run.ending, usage),
+            // It had what it was to have: the failure came between its stop string and the cancellation.
+            Err(_) if self.is_stopped() => {
+                self.conclude(shared, FinishReason::StopToken, false, None, Usage::default());
+            }
             Err(failure) => self.fail_turn(shared, failure),
         }
     }

@@ -204,13 +204,17 @@ impl Session {
         shared.effects.push(Effect::Purge { tenant, session });
     }
 
-    fn announce(&self, shared: &mut Shared) {
-        let channel = if self.completion.is_some() {
+    /// Where its events are read.
+    pub(super) fn channel(&self) -> Channel {
+        if self.completion.is_some() {
             Channel::Completion(self.slot.0)
         } else {
             Channel::Session(self.fold.tenant().clone(), self.fold.session().clone())
-        };
-        shared.effects.push(Effect::Announce { channel });
+        }
+    }
+
+    fn announce(&self, shared: &mut Shared) {
+        shared.effects.push(Effect::Announce { channel: self.channel() });
     }
 
     /// An event without a number: shown to whoever reads now, never again.
@@ -351,10 +355,9 @@ impl Session {
         self.run.is_none() && self.pending.is_empty() && self.unsent.is_empty()
     }
 
-    /// At rest: nothing to compute and no deadline to watch, so that nothing is lost but warmth.
+    /// At rest: nothing to compute, so that nothing is lost but warmth. A deadline that runs meanwhile is in the session's row.
     pub(super) fn may_unload(&self) -> bool {
-        let rests = self.turns_underway() == 0 && self.fold.open_turns().all(|turn| turn.deadline_us.is_none());
-        rests && self.is_still() && self.completion.is_none() && !self.fold.is_deleted()
+        self.turns_underway() == 0 && self.is_still() && self.completion.is_none() && !self.fold.is_deleted()
     }
 
     /// Turns that wait or run; one that waits for its client does not count.

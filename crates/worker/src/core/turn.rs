@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::check::{Base, Rendered, check_items, plan_tools};
 use super::session::Session;
 use super::{Reply, RequestId, Shared};
-use crate::fold::{MarkUse, TurnStart};
+use crate::fold::{MarkUse, SessionFold, TurnStart, later};
 
 /// What a turn begins with.
 struct Opening {
@@ -87,27 +87,33 @@ impl Session {
             return Err(draining());
         }
         let number = TurnNumber(self.fold.turns().len() as u32 + 1);
-        if let Some(expected) = request.expected_last_turn.filter(|expected| expected.0 + 1 != number.0) {
+        if let Some(expected) = request.expected_last_turn.filter(|expected| expected.0 != number.0 - 1) {
             let message = format!("the last turn is {}, the request expects {}", number.0 - 1, expected.0);
             return Err(Failure::new(Reason::TurnMismatch, message)
                 .with(FailureDetail::Metadata { key: "lastTurn".to_owned(), value: (number.0 - 1).to_string() }));
         }
         let (device, _) = shared.check_revision(&self.fold)?;
         if request.continue_last && !request.input.is_empty() {
-            return Err(Failure::field(Reason::InvalidArgument, "continue", "goes without new items"));
+            return Err(Failure::field(Reason::InvalidArgument, "options.continue_last", "goes without new items"));
         }
         if request.continue_last && request.discard_partial {
-            return Err(Failure::field(Reason::InvalidArgument, "continue", "goes without discard_partial"));
+            return Err(Failure::field(
+                Reason::InvalidArgument,
+                "options.continue_last",
+                "goes without discard_partial",
+            ));
         }
         if request.input.is_empty() && !request.continue_last {
-            return Err(Failure::field(Reason::EmptyTurn, "input", "a turn needs at least one item, or continue"));
+            return Err(Failure::field(Reason::EmptyTurn, "input", "a turn needs at least one item, or continue_last"));
         }
         let waits = self.must_wait(&request)?;
         self.check_room(shared, number)?;
         let language = shared.models[device].language.clone();
-        plan_tools(&*language, self.fold.config(), request.allowed_tools.as_deref(), &request.tool_choice)?;
-        let settings = shared.settings(device, self.fold.config(), &request.sampling, entropy as u64)?;
-        let deadline_us = request.turn_deadline_ms.map(|ms| shared.now.saturating_add(ms.saturating_mul(1_000)));
+        let path = if self.is_completion() { "" } else { "options." };
+        plan_tools(&*language, self.fold.config(), request.allowed_tools.as_deref(), &request.tool_choice, path)?;
+        let sampling = (&*format!("{path}sampling"), &request.sampling);
+        let settings = shared.settings(device, self.fold.config(), sampling, entropy as u64)?;
+        let deadline_us = request.turn_deadline_ms.map(|ms| later(shared.now, ms, 1_000));
         let accepted = TurnRequest {
             request: mark,
             input: request.input,
@@ -157,7 +163,7 @@ impl Session {
 
     fn busy(&self, request: &StartTurn, busy: bool) -> Result<bool, Failure> {
         match request.on_busy {
-            OnBusy::Reject if busy => Err(session_busy(self.fold.session().as_str())),
+            OnBusy::Reject if busy => Err(session_busy(&self.fold)),
             OnBusy::Reject | OnBusy::Queue => Ok(busy),
         }
     }
@@ -198,7 +204,7 @@ impl Session {
             let runs = self.fold.current().is_some() && waits_in.is_none();
             if !runs && !self.fold.can_continue() {
                 let problem = "the last turn did not end early, there is nothing to go on with";
-                return Err(Failure::field(Reason::InvalidArgument, "continue", problem));
+                return Err(Failure::field(Reason::EmptyTurn, "input", problem));
             }
             return Ok(Opening { numerics_changed, rebase: None, rendered: None });
         }
@@ -235,10 +241,7 @@ impl Session {
         if opening.numerics_changed
             && let Some(device) = self.device
         {
-            let from = self.fold.revision().numerics_class.clone();
-            let to = shared.models[device].info.numerics_class.clone();
-            bodies.push(Body::NumericsChanged { from, to });
-            self.prefilled = 0;
+            bodies.push(self.numerics_change(shared, device));
         }
         if let Some(start) = opening.rebase {
             let cause = "discard_partial".to_owned();
@@ -345,14 +348,17 @@ impl Session {
         }
         let in_order: Vec<_> =
             turn.required_calls.iter().filter_map(|call| results.get(&call.call_id).cloned()).collect();
+        let mut changed_to = None;
         let rendered = if in_order.len() == turn.required_calls.len() {
-            let (device, _) = shared.check_revision(&self.fold)?;
+            let (device, changed) = shared.check_revision(&self.fold)?;
+            changed_to = changed.then_some(device);
             Some(shared.render(&self.fold, device, Base::of(&self.fold), (Some(number), in_order))?)
         } else {
             None
         };
         let from = self.fold.sequence() + 1;
         let mut bodies = vec![Body::ToolResults { turn: number, results: request.results, request: mark }];
+        bodies.extend(changed_to.map(|device| self.numerics_change(shared, device)));
         bodies.extend(rendered.map(|Rendered { items, runs }| Body::ItemsAppended {
             turn: Some(number),
             items,
@@ -433,9 +439,12 @@ pub(super) fn turn_not_found(session: &str, turn: TurnNumber) -> Failure {
     Failure::resource(Reason::TurnNotFound, name, message)
 }
 
-pub(super) fn session_busy(session: &str) -> Failure {
+/// Names the turn that is to be waited for: the last one in progress.
+pub(super) fn session_busy(fold: &SessionFold) -> Failure {
+    let session = format!("sessions/{}", fold.session().as_str());
+    let turn = fold.open_turns().last().map(|turn| format!("{session}/turns/{}", turn.number.0));
     let message = "a turn is in progress; wait for its end, cancel it, or use on_busy QUEUE";
-    Failure::resource(Reason::SessionBusy, format!("sessions/{session}"), message)
+    Failure::resource(Reason::SessionBusy, turn.unwrap_or(session), message)
 }
 
 pub(super) fn pending_calls(turn: TurnNumber, call_ids: Vec<String>) -> Failure {

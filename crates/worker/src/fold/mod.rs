@@ -22,6 +22,14 @@ pub(crate) use turns::Progress;
 /// Finds the language of a model's revision: `None` when tokenizer or template of that revision are not served.
 pub type Languages = Arc<dyn Fn(&str, &ModelRevision) -> Option<Arc<dyn Language>> + Send + Sync>;
 
+/// The end of the year 9999. A time beyond it fits neither a client's timestamps nor the journal's columns.
+pub(crate) const TIME_MAX_US: TimeUs = 253_402_300_799_999_999;
+
+/// `count` times `unit_us` after `from`, or the latest time there is.
+pub(crate) fn later(from: TimeUs, count: u64, unit_us: u64) -> TimeUs {
+    from.saturating_add(count.saturating_mul(unit_us)).min(TIME_MAX_US)
+}
+
 /// What a request id was used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MarkUse {
@@ -212,6 +220,8 @@ impl SessionFold {
         }
         if !runs.is_empty() {
             self.end = if turn.is_some() { LogEnd::Prompted } else { LogEnd::Closed };
+        }
+        if !runs.is_empty() || !items.is_empty() {
             self.parked = None;
         }
         for item in items {
@@ -439,10 +449,15 @@ impl SessionFold {
         }
     }
 
+    /// When it is due to be looked after, as things stand: the soonest of its expiry and the deadlines of its turns.
+    pub fn due_us(&self) -> Option<TimeUs> {
+        self.open_turns().filter_map(|turn| turn.deadline_us).chain(self.expires_us()).min()
+    }
+
     /// When it is deleted by itself, as things stand; the idle timeout does not run while a turn is in progress.
     pub fn expires_us(&self) -> Option<TimeUs> {
         let idle = self.mutable.idle_timeout_s.filter(|_| self.progress.is_empty());
-        let idle = idle.map(|seconds| self.active_us.saturating_add(seconds.saturating_mul(1_000_000)));
+        let idle = idle.map(|seconds| later(self.active_us, seconds, 1_000_000));
         match (self.mutable.expire_time_us, idle) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -458,7 +473,7 @@ impl SessionFold {
             model: self.config.model.clone(),
             created_us: self.created_us,
             updated_us: self.updated_us,
-            expires_us: self.expires_us(),
+            expires_us: self.due_us(),
             labels: self.mutable.labels.clone(),
             turns: self.turns.len() as u32,
             tokens: self.tokens(),

@@ -209,6 +209,7 @@ impl OutputFold {
         self.calls = 0;
         self.sampled = 0;
         self.ended = false;
+        self.scanner.stopped = false;
         if let Some(open) = &self.open
             && self.parked_call.is_none()
         {

@@ -25,8 +25,8 @@ pub(crate) struct Progress {
     pub(crate) start: Option<TurnStart>,
     /// The generation that runs or comes next.
     pub(crate) generation: u32,
-    /// Tokens in the log when that generation began.
-    pub(crate) generation_start: u32,
+    /// Positions below had been computed when that generation began.
+    pub(crate) computed_before: u32,
     /// Tokens sampled by the turn, in order: over all its generations.
     pub(crate) sampled: Vec<TokenId>,
     /// Tool calls made by the turn.
@@ -119,7 +119,7 @@ impl SessionFold {
             request: Arc::new(request.clone()),
             start: None,
             generation: 0,
-            generation_start: 0,
+            computed_before: 0,
             sampled: Vec::new(),
             calls: 0,
             items_before: 0,
@@ -136,12 +136,12 @@ impl SessionFold {
         events: &mut Vec<Event>,
     ) -> Result<(), String> {
         let here = TurnStart { tokens: self.tokens(), items: self.items.len() as u32, end: self.end };
-        let before = self.last.map(|(start, _)| start);
+        let (before, computed) = (self.last.map(|(start, _)| start), self.computed);
         let progress = self.progress.front_mut().filter(|progress| progress.number == number);
         let progress = progress.ok_or_else(|| format!("turn {} starts out of order", number.0))?;
         // What continues a turn is discarded together with it.
         progress.start = Some(if progress.request.continue_last { before.unwrap_or(here) } else { here });
-        progress.generation_start = here.tokens;
+        progress.computed_before = computed;
         progress.items_before = here.items;
         if !progress.request.continue_last {
             self.parked = None;
@@ -157,10 +157,10 @@ impl SessionFold {
     /// After items of a turn: the turn runs (again), from here.
     pub(super) fn turn_continues(&mut self, turn: Option<TurnNumber>) -> Result<(), String> {
         let Some(number) = turn else { return Ok(()) };
-        let (tokens, items) = (self.tokens(), self.items.len() as u32);
+        let (computed, items) = (self.computed, self.items.len() as u32);
         let progress = self.progress.front_mut().filter(|progress| progress.number == number);
         let progress = progress.ok_or_else(|| format!("items of turn {}, which does not run", number.0))?;
-        progress.generation_start = tokens;
+        progress.computed_before = computed;
         progress.items_before = items;
         progress.results.clear();
         if let Some(turn) = self.turn_mut(number) {
@@ -217,12 +217,12 @@ impl SessionFold {
         self.finish_output(now, number, early, events);
         let known = usage.cached.total() + usage.computed_tokens + usage.recomputed_tokens;
         self.computed = self.computed.max(self.tokens().saturating_sub(1).min(known.try_into().unwrap_or(u32::MAX)));
-        let (tokens, items) = (self.tokens(), self.items.len() as u32);
+        let (computed, items) = (self.computed, self.items.len() as u32);
         let mut calls = Vec::new();
         if let Some(progress) = self.progress.front_mut() {
             calls = required_calls(&self.items[progress.items_before.min(items) as usize..]);
             progress.generation += 1;
-            progress.generation_start = tokens;
+            progress.computed_before = computed;
             progress.items_before = items;
             progress.calls += calls.len() as u32;
         }

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use holdfast_engine::{Command, Effect as EngineEffect};
 use holdfast_journal::{Journal, JournalError, NewEntry};
+use holdfast_telemetry::names;
 use holdfast_types::{Failure, SessionId, TenantId, Usage};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Entropy, Inner, Message, lock};
-use crate::core::{Effect, Input, Reply, RequestId, WorkerCore};
+use super::observe::Observer;
+use super::{CompletionEnd, Entropy, Inner, Message, lock};
+use crate::core::{Effect, Input, Reply, Request, RequestId, WorkerCore};
 
 /// Inputs of one poll.
 const BATCH_MAX: usize = 256;
@@ -30,9 +32,9 @@ type Waiting = HashMap<RequestId, oneshot::Sender<Result<Reply, Failure>>>;
 /// Runs until the worker is dropped.
 pub(super) async fn run(
     worker: Weak<Inner>,
-    mut core: WorkerCore,
+    (mut core, mut observer): (WorkerCore, Observer),
     mut inbox: mpsc::Receiver<Message>,
-    mut dropped: mpsc::UnboundedReceiver<u64>,
+    mut dropped: mpsc::UnboundedReceiver<CompletionEnd>,
     entropy: Entropy,
 ) {
     let mut waiting = Waiting::new();
@@ -44,19 +46,29 @@ pub(super) async fn run(
         let now = (inner.clock)();
         for message in messages.drain(..) {
             match message {
-                Message::Input(input) => inputs.push(input),
+                Message::Input(input) => {
+                    observe(&mut observer, &input);
+                    inputs.push(input);
+                }
                 Message::Ask { caller, request, reply } => {
                     requests += 1;
                     let id = RequestId(requests);
                     waiting.insert(id, reply);
+                    if let Request::Generate(generate) = &*request {
+                        observer.completion_asked(id, &caller, generate, now);
+                    }
                     inputs.push(Input::Request { id, caller, request, entropy: entropy() });
                 }
             }
         }
         let mut effects = core.poll(now, std::mem::take(&mut inputs));
         while !effects.is_empty() {
-            let refused: Vec<_> =
-                effects.into_iter().filter_map(|effect| carry_out(&inner, &mut waiting, effect)).collect();
+            let mut refused = Vec::new();
+            for effect in effects {
+                note(&mut observer, &core, &effect);
+                refused.extend(carry_out(&inner, &mut waiting, effect));
+            }
+            observer.engine_reported(&refused);
             effects =
                 if refused.is_empty() { Vec::new() } else { core.poll(now, vec![Input::Engine { effects: refused }]) };
         }
@@ -66,9 +78,32 @@ pub(super) async fn run(
         drop(inner);
         tokio::select! {
             count = inbox.recv_many(&mut messages, BATCH_MAX) => if count == 0 { return },
-            Some(completion) = dropped.recv() => inputs.push(Input::CompletionDropped { completion }),
+            Some(CompletionEnd { completion, turn }) = dropped.recv() => {
+                observer.completion_ended(completion, turn, now);
+                inputs.push(Input::CompletionDropped { completion });
+            }
             () = tokio::time::sleep(sleep) => {}
         }
+    }
+}
+
+/// Tells the observer of what comes in.
+fn observe(observer: &mut Observer, input: &Input) {
+    match input {
+        Input::Committed { ticket, result } => observer.committed(*ticket, result.is_ok()),
+        Input::Engine { effects } => observer.engine_reported(effects),
+        Input::Loaded { tenant, session, entries: Ok(entries), .. } => observer.loaded(tenant, session, entries),
+        _ => {}
+    }
+}
+
+/// Tells the observer of what is to be done.
+fn note(observer: &mut Observer, core: &WorkerCore, effect: &Effect) {
+    match effect {
+        Effect::Reply { id, result } => observer.replied(*id, result),
+        Effect::Append { ticket, batch } => observer.appended(*ticket, batch),
+        Effect::Engine { command: Command::Run(run), .. } => observer.running(run, core.turn_of(run.run)),
+        _ => {}
     }
 }
 
@@ -76,9 +111,11 @@ pub(super) async fn run(
 fn carry_out(inner: &Arc<Inner>, waiting: &mut Waiting, effect: Effect) -> Option<EngineEffect> {
     match effect {
         Effect::Reply { id, result } => {
-            if let Some(reply) = waiting.remove(&id) {
-                // Whoever asked may have gone.
-                let _ = reply.send(result);
+            // Whoever asked may have gone; a completion that nobody will read goes with them.
+            if let Some(reply) = waiting.remove(&id)
+                && let Err(Ok(Reply::Completion(completion))) = reply.send(result)
+            {
+                let _ = inner.completions.send(CompletionEnd { completion, turn: None });
             }
         }
         Effect::Append { ticket, batch } => {
@@ -96,7 +133,13 @@ fn carry_out(inner: &Arc<Inner>, waiting: &mut Waiting, effect: Effect) -> Optio
             let journal = inner.journal.clone();
             come_back(inner, async move {
                 let key = (tenant.clone(), session.clone());
-                let read = tokio::task::spawn_blocking(move || load(&*journal, &key.0, &key.1, count)).await;
+                let read = tokio::task::spawn_blocking(move || {
+                    let session = key.1.as_str();
+                    let span =
+                        tracing::debug_span!(names::SPAN_SESSION_LOAD, { names::GEN_AI_CONVERSATION_ID } = session);
+                    span.in_scope(|| load(&*journal, &key.0, &key.1, count))
+                });
+                let read = read.await;
                 let (entries, tenant_sessions) = match read {
                     Ok(read) => read,
                     Err(error) => (Err(JournalError::Io(error.to_string())), None),

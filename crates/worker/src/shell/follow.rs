@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::replay::Replay;
-use super::{Inner, Message};
+use super::{CompletionEnd, Inner, Message};
 use crate::core::{Channel, EventBatch, Input, ReadEvents, Reply, Request};
 
 /// What a stream follows.
@@ -177,6 +177,7 @@ pub(super) fn completion(inner: &Arc<Inner>, caller: Caller, completion: u64) ->
         let channel = Channel::Completion(completion);
         let mut news = inner.subscribe(&channel);
         let mut from = 1;
+        let mut ended = None;
         'told: loop {
             news.borrow_and_update();
             let request = Request::ReadCompletion { completion, from, limit: buffer(&inner) };
@@ -191,6 +192,9 @@ pub(super) fn completion(inner: &Arc<Inner>, caller: Caller, completion: u64) ->
             from = batch.next;
             let idle = batch.events.is_empty();
             for event in batch.events {
+                if let EventKind::TurnEnded { turn } = &event.kind {
+                    ended = Some(turn.clone());
+                }
                 let event = CompletionEvent { time_us: event.time_us, kind: event.kind };
                 if sender.send(Ok(event)).await.is_err() {
                     break 'told;
@@ -207,7 +211,7 @@ pub(super) fn completion(inner: &Arc<Inner>, caller: Caller, completion: u64) ->
             }
         }
         inner.unsubscribe(&channel, news);
-        let _ = inner.completions.send(completion);
+        let _ = inner.completions.send(CompletionEnd { completion, turn: ended });
         inner.streams.fetch_sub(1, Ordering::Relaxed);
     });
     Box::pin(ReceiverStream::new(receiver))

@@ -5,6 +5,7 @@
 
 mod drive;
 mod follow;
+mod observe;
 mod replay;
 mod worker;
 
@@ -15,10 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use holdfast_engine::Command;
 use holdfast_journal::Journal;
 use holdfast_model::ModelText;
-use holdfast_types::{Failure, Limits, Precision, Reason, TimeUs};
+use holdfast_telemetry::{Metrics, RunSpans};
+use holdfast_types::{Failure, Limits, Precision, Reason, TimeUs, Turn};
 use holdfast_worker_api::{Caller, ModelInfo};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::observe::Observer;
 use crate::core::{Channel, CoreSettings, Input, Reply, Request, ServedModel, Stats, WorkerCore};
 use crate::fold::Languages;
 use crate::model_language::TextOfModel;
@@ -62,6 +65,10 @@ pub struct WorkerSettings {
     pub recent_events: usize,
     /// Milliseconds between two looks for sessions that expire.
     pub attention_interval_ms: u64,
+    /// Where turns and generations are counted.
+    pub metrics: Arc<Metrics>,
+    /// Where engines' steps find the spans of what they compute for; shared with the engines' observers.
+    pub runs: RunSpans,
 }
 
 impl Default for WorkerSettings {
@@ -76,6 +83,8 @@ impl Default for WorkerSettings {
             requests_waiting: 256,
             recent_events: 4_096,
             attention_interval_ms: 1_000,
+            metrics: Arc::default(),
+            runs: RunSpans::default(),
         }
     }
 }
@@ -86,6 +95,13 @@ const INPUTS_MAX: usize = 4_096;
 enum Message {
     Ask { caller: Caller, request: Box<Request>, reply: oneshot::Sender<Result<Reply, Failure>> },
     Input(Input),
+}
+
+/// The stream of a completion is over.
+struct CompletionEnd {
+    completion: u64,
+    /// As the terminal event told it; `None` when the reader went away before.
+    turn: Option<Box<Turn>>,
 }
 
 /// Where engines report to. Made before the worker, because engines are.
@@ -119,7 +135,7 @@ pub struct LocalWorker {
 
 struct Inner {
     inputs: mpsc::Sender<Message>,
-    completions: mpsc::UnboundedSender<u64>,
+    completions: mpsc::UnboundedSender<CompletionEnd>,
     journal: Arc<dyn Journal>,
     languages: Languages,
     settings: WorkerSettings,
@@ -156,6 +172,9 @@ impl LocalWorker {
             secret: journal.secret(),
         };
         let core = WorkerCore::new(core, models.collect());
+        let default_model = devices.iter().find(|device| device.info.is_default).map(|device| device.info.name.clone());
+        let observer =
+            Observer::new(Arc::clone(&settings.metrics), settings.runs.clone(), default_model.unwrap_or_default());
         let (completions, dropped) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
             inputs: port.0,
@@ -171,7 +190,7 @@ impl LocalWorker {
             drained: watch::Sender::new(false),
             streams: AtomicU64::new(0),
         });
-        tokio::spawn(drive::run(Arc::downgrade(&inner), core, inbox.0, dropped, entropy));
+        tokio::spawn(drive::run(Arc::downgrade(&inner), (core, observer), inbox.0, dropped, entropy));
         Self { inner }
     }
 

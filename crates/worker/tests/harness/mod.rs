@@ -145,6 +145,16 @@ impl ToyEngine {
         }
     }
 
+    /// Runs that have a place.
+    pub fn running(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// Runs that will be gone with the next step.
+    pub fn cancelled(&self) -> usize {
+        self.runs.values().filter(|(.., cancelled)| *cancelled).count()
+    }
+
     fn answer(run: &Run, sampled: u32) -> TokenId {
         let log: Vec<_> = run.log.iter().map(|token| token.id).collect();
         let at = log.iter().rposition(|&id| id == ANSWER).expect("a generation prompt");
@@ -159,9 +169,10 @@ impl ToyEngine {
         self.runs.retain(|&id, (run, sampled, cancelled)| {
             let len = run.log.len() as u64;
             let usage = |sampled: u32| {
-                let computed = len.saturating_sub(u64::from(run.computed_before));
-                let mut usage = Usage { input_tokens: len, computed_tokens: computed, ..Usage::default() };
-                usage.cached.device = len - computed;
+                let input = len - u64::from(run.resumed);
+                let computed = input.saturating_sub(u64::from(run.computed_before));
+                let mut usage = Usage { input_tokens: input, computed_tokens: computed, ..Usage::default() };
+                usage.cached.device = input - computed;
                 usage.output_tokens = sampled.into();
                 Box::new(usage)
             };
