@@ -41,6 +41,7 @@ fn device(error: &NeuronError) -> Reason {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used)]
     use super::*;
     use anyhow::Context as _;
 

@@ -5,12 +5,15 @@
 mod local;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use holdfast_journal::MemoryJournal;
 use holdfast_telemetry::{RunSpans, Telemetry, TelemetrySettings};
-use holdfast_types::{Item, Role, SamplingOverrides, SessionConfig, SessionId, Turn, TurnNumber, TurnState, Usage};
+use holdfast_types::{
+    EventKind, Item, Role, SamplingOverrides, SessionConfig, SessionId, Turn, TurnNumber, TurnState, Usage,
+};
 use holdfast_worker::WorkerSettings;
 use holdfast_worker_api::{Caller, CreateSession, EventStream, Generate, StartTurn, Worker};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
@@ -137,17 +140,19 @@ async fn spans_nest_and_metrics_add_up_to_the_usage_of_turns() {
     let stream = worker.generate(&caller(), generate).await.unwrap();
     let told: Vec<_> = tokio::time::timeout(Duration::from_secs(20), stream.collect()).await.unwrap();
     let completed = told.into_iter().find_map(|event| match event.unwrap().kind {
-        holdfast_types::EventKind::TurnEnded { turn } => Some(*turn),
+        EventKind::TurnEnded { turn } => Some(*turn),
         _ => None,
     });
     let completed = completed.unwrap();
 
     // The third turn is interrupted, and goes on in another process.
+    local::STEP_DELAY_US.store(10_000, Ordering::Relaxed);
     let mut stream = worker.run_turn(&caller(), say(&session, 200)).await.unwrap();
-    for _ in 0..5 {
-        stream.events.next().await.unwrap().unwrap();
-    }
+    while !matches!(stream.events.next().await.unwrap().unwrap().kind, EventKind::TextDelta { .. }) {}
     worker.drain().await;
+    let interrupted = worker.get_turn(&caller(), &session, TurnNumber(3)).await.unwrap();
+    assert_eq!(interrupted.state, TurnState::Running);
+    local::STEP_DELAY_US.store(0, Ordering::Relaxed);
     drop(stream);
     let steps = engine.snapshot();
     engine.shutdown();

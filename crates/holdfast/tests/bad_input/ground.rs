@@ -64,6 +64,9 @@ const SETTINGS: &[&str] = &[
     "limits.items_per_request=30",
 ];
 
+/// How often a row is tried before it counts as accepted.
+const TRIES: usize = 5;
+
 /// A runtime and a client.
 pub(crate) struct Ground {
     pub(crate) client: Client,
@@ -87,8 +90,15 @@ impl Ground {
 
     /// What a row gets. Afterwards its sessions are deleted and the runtime is looked at.
     pub(crate) async fn answer(&self, row: &Row) -> (Code, String, String) {
-        let answer = within(row.input, SOON, (row.call)(self)).await;
-        self.look(row.input).await;
+        let mut answer = Ok(());
+        // A turn that should be in the way may have ended already on a busy machine; a row that is never refused is wrong.
+        for _ in 0..TRIES {
+            answer = within(row.input, SOON, (row.call)(self)).await;
+            self.look(row.input).await;
+            if answer.is_err() {
+                break;
+            }
+        }
         match answer {
             Ok(()) => (Code::Ok, String::new(), String::new()),
             Err(status) => (status.code(), talk::reason(&status), details(&status)),

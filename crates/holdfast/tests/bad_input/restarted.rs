@@ -120,6 +120,10 @@ async fn a_runtime_that_came_back_as_another_says_so() {
         }
         let other = talk::open(&client, talk::pebble()).await;
         talk::run_to_end(&client, talk::says(&other, "Hello")).await.unwrap();
-        talk::delete(&client, &session).await.unwrap_or_else(|status| panic!("{}: {status:?}", change.input));
+        let listed = client.sessions().list_sessions(v1::ListSessionsRequest::default()).await.unwrap().into_inner();
+        assert!(listed.sessions.iter().any(|listed| listed.name == other), "others are not touched: {}", change.input);
+        if change.code != Code::DataLoss {
+            talk::delete(&client, &session).await.unwrap_or_else(|status| panic!("{}: {status:?}", change.input));
+        }
     }
 }

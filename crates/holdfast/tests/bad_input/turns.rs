@@ -56,11 +56,21 @@ pub(crate) const ROWS: &[Row] = rows! {
         queued(ground, &session).await
     };
     "more turns in progress than the runtime may have" => ResourceExhausted, "QUEUE_FULL", "QuotaFailure `limits.turns_in_progress`; RetryInfo; metadata `retryAfterMs`", |ground| async {
-        for _ in 0..6 {
-            ground.busy().await;
+        // All at once, so that none has ended when the last one begins.
+        let mut sessions = Vec::new();
+        for _ in 0..7 {
+            sessions.push(ground.session().await);
         }
-        let session = ground.session().await;
-        talk::run(&ground.client, talk::says(&session, "Hello")).await
+        let last = sessions.pop().unwrap_or_default();
+        let mut starts = tokio::task::JoinSet::new();
+        for session in sessions {
+            let client = ground.client.clone();
+            starts.spawn(async move { talk::start(&client, talk::says_with(&session, "Hello", talk::long(900))).await });
+        }
+        while let Some(started) = starts.join_next().await {
+            started.unwrap()?;
+        }
+        talk::run(&ground.client, talk::says(&last, "Hello")).await
     };
     "expected_last_turn that another writer has passed" => Aborted, "TURN_MISMATCH", "metadata `lastTurn`", |ground| async {
         let (session, _) = ground.talked().await;

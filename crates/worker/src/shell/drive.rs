@@ -103,6 +103,7 @@ fn note(observer: &mut Observer, core: &WorkerCore, effect: &Effect) {
         Effect::Reply { id, result } => observer.replied(*id, result),
         Effect::Append { ticket, batch } => observer.appended(*ticket, batch),
         Effect::Engine { command: Command::Run(run), .. } => observer.running(run, core.turn_of(run.run)),
+        Effect::Drained => observer.drained(),
         _ => {}
     }
 }

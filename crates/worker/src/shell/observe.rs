@@ -245,6 +245,12 @@ impl Observer {
         }
     }
 
+    /// Nothing runs any more and the process is about to end: what is open goes on elsewhere or later. Closed here, before the drain
+    /// is over, because exporters stop right after it.
+    pub(super) fn drained(&mut self) {
+        self.turns.clear();
+    }
+
     /// Someone asks for a completion.
     pub(super) fn completion_asked(&mut self, id: RequestId, caller: &Caller, request: &Generate, time_us: TimeUs) {
         let model = match request.config.model.as_str() {

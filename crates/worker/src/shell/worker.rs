@@ -89,8 +89,8 @@ impl Worker for LocalWorker {
         for head in heads {
             match self.get_session(caller, &head.session).await {
                 Ok(session) => elements.push(session),
-                // Deleted since it was listed.
-                Err(failure) if failure.reason == Reason::SessionNotFound => {}
+                // Deleted since it was listed; or damaged, which GetSession tells and which touches no other session.
+                Err(failure) if matches!(failure.reason, Reason::SessionNotFound | Reason::JournalCorrupt) => {}
                 Err(failure) => return Err(failure),
             }
         }

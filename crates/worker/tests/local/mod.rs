@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use holdfast_engine::testing::{TokenBackend, small_device};
 use holdfast_engine::{Engine, EngineConfig, EngineHandle, EngineThread, StepObserver};
@@ -15,6 +16,9 @@ use holdfast_worker_api::ModelInfo;
 
 /// Microseconds, for every worker of the process: a worker over the journal of another begins after its end.
 static TIME: AtomicU64 = AtomicU64::new(1_795_132_800_000_000);
+
+/// How long engines wait before each step, in real microseconds: for tests that come in between.
+pub static STEP_DELAY_US: AtomicU64 = AtomicU64::new(0);
 
 fn text() -> Arc<ModelText> {
     Model::load(&ModelSource::BuiltIn("pebble".into())).unwrap().text().clone()
@@ -29,7 +33,12 @@ pub fn worker(journal: Arc<dyn Journal>, settings: WorkerSettings) -> (LocalWork
     let port = WorkerPort::new();
     let mut engine = Engine::new(Box::new(TokenBackend::new(description.clone())), EngineConfig::default());
     engine.observe(StepObserver::new(&description.name, &settings.metrics, settings.runs.clone()));
-    let handle = EngineThread::start("engine", engine, clock.clone(), port.0.engine_sink()).unwrap();
+    let paced = clock.clone();
+    let paced = Arc::new(move || {
+        std::thread::sleep(Duration::from_micros(STEP_DELAY_US.load(Ordering::Relaxed)));
+        paced()
+    });
+    let handle = EngineThread::start("engine", engine, paced, port.0.engine_sink()).unwrap();
     let engine = handle.clone();
     let (weights, tokenizer, template) = text.revision();
     let info = ModelInfo {
