@@ -218,9 +218,15 @@ fn check_turn(record: &Record, number: TurnNumber, unlucky: bool) -> Result<(), 
     let EventKind::TurnEnded { turn } = &end.kind else { return Err("an end without a turn".to_owned()) };
     if let (TurnState::Failed, Some(failure)) = (turn.state, &turn.failure) {
         use holdfast_types::Reason as R;
+        // What a turn that was queued can only be told when it begins.
         let known = matches!(
             failure.reason,
-            R::SessionDeleted | R::ContextOverflow | R::InvalidArgument | R::DuplicateCallId | R::UnknownCallId
+            R::SessionDeleted
+                | R::ContextOverflow
+                | R::EmptyTurn
+                | R::InvalidArgument
+                | R::DuplicateCallId
+                | R::UnknownCallId
         );
         let device = matches!(failure.reason, R::DeviceFault | R::DeviceLost | R::OutOfMemory);
         if !(known || unlucky && device) {
