@@ -92,7 +92,8 @@ pub(crate) struct WorkerSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ShutdownSettings {
-    /// How long running turns may go on after a signal, seconds; what is unfinished then resumes at the next start.
+    /// How long streams of running turns may go on after a signal, seconds; what is unfinished then stops at a step boundary and
+    /// goes on at the next start.
     pub(crate) drain_timeout_s: u64,
 }
 

@@ -46,12 +46,12 @@ pub(crate) async fn within<T>(what: &str, bound: Duration, future: impl Future<O
     }
 }
 
-/// `quick` of HOLDFAST_TEST_EFFORT (as `cargo xtask test --quick` sets it) or TEST_EFFORT, else `full`.
+/// `quick` of TEST_EFFORT, as `cargo xtask test --quick` sets it, else `full`.
 pub(crate) fn effort<T>(quick: T, full: T) -> T {
-    let said = std::env::var("HOLDFAST_TEST_EFFORT").or_else(|_| std::env::var("TEST_EFFORT"));
+    let said = std::env::var("TEST_EFFORT");
     match said.as_deref() {
         Ok("quick") => quick,
         Ok("full") | Err(_) => full,
-        Ok(other) => panic!("HOLDFAST_TEST_EFFORT is quick or full, not {other:?}"),
+        Ok(other) => panic!("TEST_EFFORT is quick or full, not {other:?}"),
     }
 }
