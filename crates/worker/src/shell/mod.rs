@@ -1,6 +1,6 @@
 //! The thin shell: one task that owns the core, carries out its effects, and gives it a clock and randomness.
 //!
-//! In: calls of the [`Worker`] trait, effects of engines, commits of the journal. Out: replies and streams. Deliberately not
+//! In: calls of the [`Worker`](holdfast_worker_api::Worker) trait, effects of engines, commits of the journal. Out: replies and streams. Deliberately not
 //! here: any decision about sessions (the core's).
 
 mod drive;
