@@ -292,7 +292,7 @@ fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
 }
 
 /// Keeps the smallest set of likeliest candidates whose share of the total reaches `top_p`; leaves them in any order.
-/// Nucleus sampling: https://arxiv.org/abs/1904.09751. Candidates come in rising order of ids.
+/// Nucleus sampling: <https://arxiv.org/abs/1904.09751>. Candidates come in rising order of ids.
 fn keep_nucleus(candidates: &mut Vec<Candidate>, top_p: f64) {
     let goal = top_p * candidates.iter().map(|candidate| candidate.weight).sum::<f64>();
     let mut sorted = 0;

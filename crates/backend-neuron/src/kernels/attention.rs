@@ -4,7 +4,7 @@
 //! writing KV, and which rows run on which thread.
 //!
 //! Keys are walked in chunks of 16 positions aligned on absolute positions. A chunk's (maximum, sum, output) is computed from
-//! zero, and chunks are merged left to right (online softmax: Milakov and Gimelshein, https://arxiv.org/abs/1805.02867). What a
+//! zero, and chunks are merged left to right (online softmax: Milakov and Gimelshein, <https://arxiv.org/abs/1805.02867>). What a
 //! row gives therefore depends on its position and on the keys alone, not on how the tokens before it were computed.
 
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! Root mean square norm of one row. Zhang and Sennrich, https://arxiv.org/abs/1910.07467.
+//! Root mean square norm of one row. Zhang and Sennrich, <https://arxiv.org/abs/1910.07467>.
 //!
 //! In: a row, weights, epsilon. Out: the normed row. Deliberately not here: the residual stream.
 

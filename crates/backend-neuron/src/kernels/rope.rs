@@ -1,4 +1,4 @@
-//! Rotary position embedding: tables once, then rotations of heads. Su et al., https://arxiv.org/abs/2104.09864, in the half-split
+//! Rotary position embedding: tables once, then rotations of heads. Su et al., <https://arxiv.org/abs/2104.09864>, in the half-split
 //! convention: element i turns with element i + head_dim / 2.
 //!
 //! In: inverse frequencies, then heads and positions. Out: the heads, turned in place. Deliberately not here: how
