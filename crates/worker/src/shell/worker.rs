@@ -89,8 +89,12 @@ impl Worker for LocalWorker {
         for head in heads {
             match self.get_session(caller, &head.session).await {
                 Ok(session) => elements.push(session),
-                // Deleted since it was listed; or damaged, which GetSession tells and which touches no other session.
-                Err(failure) if matches!(failure.reason, Reason::SessionNotFound | Reason::JournalCorrupt) => {}
+                // Deleted since it was listed.
+                Err(failure) if failure.reason == Reason::SessionNotFound => {}
+                // One damaged session must not hide the others; the operator is told, and so is whoever asks for it.
+                Err(failure) if failure.reason == Reason::JournalCorrupt => {
+                    tracing::error!(session = %head.session, %failure, "left out of a listing");
+                }
                 Err(failure) => return Err(failure),
             }
         }
