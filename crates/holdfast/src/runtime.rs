@@ -260,7 +260,6 @@ fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Result<NeuronSe
             Weights::F32 => WeightFormat::F32,
             Weights::Int8 => WeightFormat::Int8,
         },
-        price_usd_per_hour: device.price_usd_per_hour,
         ..defaults
     })
 }

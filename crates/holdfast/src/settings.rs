@@ -56,8 +56,6 @@ pub(crate) struct DeviceSettings {
     pub(crate) slots: u32,
     /// Most rows of one step.
     pub(crate) max_step_rows: u32,
-    /// What the device costs, for cost reports.
-    pub(crate) price_usd_per_hour: Option<f64>,
 }
 
 /// How the CPU device holds weights.
@@ -158,7 +156,6 @@ impl Default for DeviceSettings {
             block_tokens: 16,
             slots: 256,
             max_step_rows: 1024,
-            price_usd_per_hour: None,
         }
     }
 }
