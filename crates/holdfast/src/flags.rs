@@ -68,7 +68,7 @@ mod tests {
 
     fn load(set: &[&str]) -> Result<settings::Loaded, settings::SettingsError> {
         let args = SettingsArgs { set: set.iter().map(|text| (*text).to_owned()).collect(), ..SettingsArgs::default() };
-        settings::load(None, Flags(&args))
+        settings::load(None, figment::Figment::new(), Flags(&args))
     }
 
     #[test]

@@ -58,7 +58,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn load_settings(args: &SettingsArgs) -> anyhow::Result<settings::Loaded> {
-    Ok(settings::load(args.config.as_deref(), flags::Flags(args))?)
+    Ok(settings::load(args.config.as_deref(), settings::environment(), flags::Flags(args))?)
 }
 
 /// `holdfast sessions list | head` ends quietly.

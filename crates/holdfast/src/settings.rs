@@ -225,17 +225,26 @@ pub(crate) struct Loaded {
     figment: Figment,
 }
 
+/// The layer of the process's environment: `HOLDFAST_DEVICE__SLOTS` is `device.slots`.
+pub(crate) fn environment() -> impl Provider {
+    Env::prefixed(ENV_PREFIX).ignore(&["config", "address"]).split("__")
+}
+
 /// Merges the layers: built-in, file, environment, flags.
 ///
 /// # Errors
 /// [`SettingsError`] naming the key, the value and the layer.
-pub(crate) fn load(file: Option<&Path>, flags: impl Provider) -> Result<Loaded, SettingsError> {
+pub(crate) fn load(
+    file: Option<&Path>,
+    environment: impl Provider,
+    flags: impl Provider,
+) -> Result<Loaded, SettingsError> {
     let mut figment = Figment::new().merge(Serialized::defaults(Settings::default()));
     if let Some(path) = file {
         std::fs::metadata(path).map_err(|error| SettingsError::File(path.to_owned(), error))?;
         figment = figment.merge(Toml::file_exact(path));
     }
-    let figment = figment.merge(Env::prefixed(ENV_PREFIX).ignore(&["config", "address"]).split("__")).merge(flags);
+    let figment = figment.merge(environment).merge(flags);
     let settings: Settings = figment.extract().map_err(|error| SettingsError::Value(Box::new(error)))?;
     settings.check()?;
     Ok(Loaded { settings, figment })
@@ -302,6 +311,8 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::result_large_err)]
     use super::*;
 
+    /// A layer that says nothing. Only tests in a [`figment::Jail`] may read the environment: it is the whole process's,
+    /// and the jails of other tests change it.
     fn none() -> Serialized<toml::Table> {
         Serialized::globals(toml::Table::new())
     }
@@ -312,7 +323,7 @@ mod tests {
             jail.create_file("h.toml", "[device]\nthreads = 3\nslots = 7\n[limits]\npage_size = 5\n")?;
             jail.set_env("HOLDFAST_DEVICE__SLOTS", "9");
             let flags = figment::providers::Toml::string("listen = \"127.0.0.1:9\"");
-            let loaded = load(Some(Path::new("h.toml")), flags).unwrap();
+            let loaded = load(Some(Path::new("h.toml")), environment(), flags).unwrap();
             assert_eq!(loaded.settings.device.threads, 3);
             assert_eq!(loaded.settings.device.slots, 9);
             assert_eq!(loaded.settings.limits.page_size, 5);
@@ -328,10 +339,10 @@ mod tests {
     fn unknown_keys_are_errors_in_every_layer() {
         figment::Jail::expect_with(|jail| {
             jail.create_file("h.toml", "[device]\nthread = 3\n")?;
-            let error = load(Some(Path::new("h.toml")), none()).unwrap_err().to_string();
+            let error = load(Some(Path::new("h.toml")), none(), none()).unwrap_err().to_string();
             assert!(error.contains("thread") && error.contains("INVALID_SETTING"), "{error}");
             jail.set_env("HOLDFAST_LISTN", "x");
-            let error = load(None, none()).unwrap_err().to_string();
+            let error = load(None, environment(), none()).unwrap_err().to_string();
             assert!(error.contains("listn"), "{error}");
             Ok(())
         });
@@ -346,11 +357,11 @@ mod tests {
             ("[device]\nslots = 0", "device.slots"),
             ("[limits]\npage_size = 0", "page_size"),
         ] {
-            let error = load(None, Toml::string(toml)).unwrap_err().to_string();
+            let error = load(None, none(), Toml::string(toml)).unwrap_err().to_string();
             assert!(error.contains(key), "{toml}: {error}");
         }
-        assert!(load(None, Toml::string("listen = \"0.0.0.0:50051\"\ninsecure = true")).is_ok());
-        assert!(matches!(load(Some(Path::new("/nowhere.toml")), none()), Err(SettingsError::File(..))));
+        assert!(load(None, none(), Toml::string("listen = \"0.0.0.0:50051\"\ninsecure = true")).is_ok());
+        assert!(matches!(load(Some(Path::new("/nowhere.toml")), none(), none()), Err(SettingsError::File(..))));
     }
 
     #[test]
