@@ -1,4 +1,4 @@
-//! The habits of the house, one command each: `check`, `test`, `demo`, `contract`, `fmt`.
+//! The habits of the house, one command each: `check`, `test`, `demo`, `bench`, `contract`, `fmt`.
 //!
 //! In: the command line. Out: other programs run in the workspace's root, findings on the terminal, and an exit status that
 //! CI can believe. Deliberately not here: any of the project's crates. xtask must build, and say what is wrong, when they
@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal: printing is its output")]
 
+mod bench;
 mod check;
 mod contract;
 mod demo;
@@ -31,6 +32,7 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
+    Bench(bench::Arguments),
     Check(check::Arguments),
     Test(test::Arguments),
     Demo(demo::Arguments),
@@ -41,6 +43,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match CommandLine::parse().command {
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
