@@ -11,7 +11,7 @@
 
 mod device;
 mod forward;
-mod kernels;
+pub mod kernels;
 mod kv;
 mod plan;
 mod pool;

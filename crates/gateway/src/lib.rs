@@ -31,4 +31,5 @@ mod unimplemented;
 #[cfg(test)]
 mod properties;
 
+pub use convert::event::of_session as session_event;
 pub use server::{Gateway, GatewayError, GatewaySettings};

@@ -16,4 +16,5 @@ pub mod language;
 mod model_language;
 mod shell;
 
+pub use model_language::TextOfModel;
 pub use shell::{Clock, Device, Entropy, LocalWorker, WorkerInbox, WorkerPort, WorkerSettings};

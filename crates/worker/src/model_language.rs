@@ -8,13 +8,14 @@ use holdfast_types::{Digest, Item, SamplingOverrides, TokenId};
 use crate::language::{CallForm, Language, LogEnd, Prompt, ReadCall};
 
 /// A model's text, with its tool-call form in the worker's words.
-pub(crate) struct TextOfModel {
+pub struct TextOfModel {
     text: std::sync::Arc<ModelText>,
     form: Option<CallForm>,
 }
 
 impl TextOfModel {
-    pub(crate) fn new(text: std::sync::Arc<ModelText>) -> Self {
+    /// The text side of one model.
+    pub fn new(text: std::sync::Arc<ModelText>) -> Self {
         let form = text.tool_form().map(|form| CallForm {
             open: form.open.clone(),
             open_token: form.open_token,

@@ -18,7 +18,7 @@ const LN2_LOW: f32 = -2.121_944_4e-4;
 /// e to the x, within 2 units in the last place of the true value, in plain multiplications and additions so that the bits
 /// are the same on every instruction set. Range reduction and coefficients: Cephes `expf` (S. Moshier, 1984-1992).
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     let cut = if x > MOST { MOST } else { x };
     let cut = if cut > LEAST { cut } else { LEAST };
     let shifted = cut * std::f32::consts::LOG2_E + ROUNDER;
@@ -38,7 +38,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 kernel! {
     /// `gate[i] = silu(gate[i]) * up[i]`, where silu(x) = x / (1 + e^-x).
-    pub(crate) fn gated_silu(gate: &mut [f32], up: &[f32]) {
+    pub fn gated_silu(gate: &mut [f32], up: &[f32]) {
         for (gate, up) in gate.iter_mut().zip(up) {
             *gate = *gate / (1.0 + exp(-*gate)) * *up;
         }

@@ -19,33 +19,35 @@ const WIDE: usize = 32;
 
 /// One layer and KV head inside a pool of blocks.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct PagedHead<'a> {
+pub struct PagedHead<'a> {
     /// The pool.
-    pub(crate) pool: &'a [f32],
+    pub pool: &'a [f32],
     /// Elements between two blocks.
-    pub(crate) block_stride: usize,
+    pub block_stride: usize,
     /// Where the keys of this layer and head begin in a block: `[head_dim][block_tokens]`.
-    pub(crate) keys_at: usize,
+    pub keys_at: usize,
     /// Where the values begin: `[block_tokens][head_dim]`.
-    pub(crate) values_at: usize,
+    pub values_at: usize,
     /// Positions of a block.
-    pub(crate) block_tokens: usize,
+    pub block_tokens: usize,
     /// Elements of a head.
-    pub(crate) head_dim: usize,
+    pub head_dim: usize,
     /// Block of each entry.
-    pub(crate) table: &'a [u32],
+    pub table: &'a [u32],
 }
 
 /// The positions that a row attends to: `first..=last`, where `last` is the row's own.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Span {
-    pub(crate) first: usize,
-    pub(crate) last: usize,
+pub struct Span {
+    /// The first position.
+    pub first: usize,
+    /// The last position, included.
+    pub last: usize,
 }
 
 kernel! {
     /// `queries` and `out` are `[query heads][head_dim]`; scores are multiplied by `scale` before the softmax.
-    pub(crate) fn attend(queries: &[f32], head: PagedHead<'_>, span: Span, scale: f32, out: &mut [f32]) {
+    pub fn attend(queries: &[f32], head: PagedHead<'_>, span: Span, scale: f32, out: &mut [f32]) {
         let size = head.head_dim;
         for (query, out) in queries.chunks_exact(size).zip(out.chunks_exact_mut(size)) {
             attend_one(query, head, span, scale, out);

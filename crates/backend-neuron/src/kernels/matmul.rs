@@ -11,54 +11,54 @@ use super::kernel;
 use super::quantise::GROUP;
 
 /// Output features of a panel.
-pub(crate) const PANEL: usize = 32;
+pub const PANEL: usize = 32;
 /// Depth of a segment; short, because it also bounds rounding errors. Part of the kernels' revision.
 pub(crate) const SEGMENT: usize = 256;
 /// Rows that share one reading of a panel.
-pub(crate) const TILE: usize = 4;
+pub const TILE: usize = 4;
 
 /// One row of quantised activations.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Quantised<'a> {
-    /// `[groups][GROUP]`.
-    pub(crate) codes: &'a [i8],
+pub struct Quantised<'a> {
+    /// `[groups][GROUP]`, in -127..=127.
+    pub codes: &'a [i8],
     /// `[groups]`.
-    pub(crate) scales: &'a [f32],
+    pub scales: &'a [f32],
 }
 
 /// One panel of int8 weights.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Int8Panel<'a> {
-    /// `[groups][GROUP][PANEL]`.
-    pub(crate) codes: &'a [i8],
+pub struct Int8Panel<'a> {
+    /// `[groups][GROUP][PANEL]`, in -127..=127.
+    pub codes: &'a [i8],
     /// `[groups][PANEL]`.
-    pub(crate) scales: &'a [f32],
+    pub scales: &'a [f32],
 }
 
 kernel! {
     /// One row times a panel `[depth][PANEL]`.
-    pub(crate) fn f32_row(x: &[&[f32]; 1], panel: &[f32], out: &mut [[f32; PANEL]; 1]) {
+    pub fn f32_row(x: &[&[f32]; 1], panel: &[f32], out: &mut [[f32; PANEL]; 1]) {
         f32_rows(x, panel, out);
     }
 }
 
 kernel! {
     /// [`TILE`] rows times a panel `[depth][PANEL]`.
-    pub(crate) fn f32_tile(x: &[&[f32]; TILE], panel: &[f32], out: &mut [[f32; PANEL]; TILE]) {
+    pub fn f32_tile(x: &[&[f32]; TILE], panel: &[f32], out: &mut [[f32; PANEL]; TILE]) {
         f32_rows(x, panel, out);
     }
 }
 
 kernel! {
     /// One quantised row times an int8 panel.
-    pub(crate) fn int8_row(x: &[Quantised<'_>; 1], panel: Int8Panel<'_>, out: &mut [[f32; PANEL]; 1]) {
+    pub fn int8_row(x: &[Quantised<'_>; 1], panel: Int8Panel<'_>, out: &mut [[f32; PANEL]; 1]) {
         int8_rows(x, panel, out);
     }
 }
 
 kernel! {
     /// [`TILE`] quantised rows times an int8 panel.
-    pub(crate) fn int8_tile(x: &[Quantised<'_>; TILE], panel: Int8Panel<'_>, out: &mut [[f32; PANEL]; TILE]) {
+    pub fn int8_tile(x: &[Quantised<'_>; TILE], panel: Int8Panel<'_>, out: &mut [[f32; PANEL]; TILE]) {
         int8_rows(x, panel, out);
     }
 }

@@ -3,13 +3,17 @@
 //! In: slices and an [`Isa`]. Out: the same bits on every instruction set. Each kernel is written once, plainly, over
 //! fixed-width lanes, and compiled several times; the compiler may widen it but never reorders floating point or fuses a
 //! multiplication with an addition. Deliberately not here: threads.
+//!
+//! Public so that benchmarks measure them one by one; [`crate::NeuronDevice`] is how they are used. They are safe to call with
+//! anything: an [`Isa`] only comes from detection, and a slice that lacks the shape that a kernel names panics or gives numbers
+//! without meaning.
 
-pub(crate) mod activation;
-pub(crate) mod attention;
-pub(crate) mod matmul;
-pub(crate) mod norm;
-pub(crate) mod quantise;
-pub(crate) mod rope;
+pub mod activation;
+pub mod attention;
+pub mod matmul;
+pub mod norm;
+pub mod quantise;
+pub mod rope;
 
 /// Width that reductions are spread over: one AVX-512 register of f32. Part of the kernels' revision.
 pub(crate) const LANES: usize = 16;

@@ -6,7 +6,7 @@ use super::{LANES, fold, kernel};
 
 kernel! {
     /// `out[i] = row[i] / sqrt(mean(row^2) + eps) * weight[i]`. Squares go to lane i mod 16, in order, then lanes are folded.
-    pub(crate) fn rms_norm(row: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    pub fn rms_norm(row: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         let (whole, rest) = row.as_chunks::<LANES>();
         let mut squares = [0.0; LANES];
         for chunk in whole {

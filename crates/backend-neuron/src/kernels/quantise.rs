@@ -6,20 +6,20 @@
 use super::{LANES, kernel};
 
 /// Values that share a scale. Part of the kernels' revision, and the group of Q8_0 files.
-pub(crate) const GROUP: usize = 32;
+pub const GROUP: usize = 32;
 /// Largest code; -128 is not used, so that products of two codes and sums of two products fit in 16 bits.
 const CODE_MAX: f32 = 127.0;
 /// 1.5 * 2^23: adding and subtracting it rounds to a whole number, ties to even.
 const ROUNDER: f32 = 12_582_912.0;
 
 /// Groups of a row of `len` values; the last may be short and is padded with zeros.
-pub(crate) fn groups(len: usize) -> usize {
+pub fn groups(len: usize) -> usize {
     len.div_ceil(GROUP)
 }
 
 kernel! {
     /// Quantises one row. `codes` is `[groups(row.len()) * GROUP]`, `scales` is `[groups(row.len())]`.
-    pub(crate) fn quantise_row(row: &[f32], codes: &mut [i8], scales: &mut [f32]) {
+    pub fn quantise_row(row: &[f32], codes: &mut [i8], scales: &mut [f32]) {
         let (codes, _) = codes.as_chunks_mut::<GROUP>();
         for ((group, codes), scale) in row.chunks(GROUP).zip(codes).zip(scales) {
             let mut values = [0.0f32; GROUP];

@@ -6,7 +6,7 @@
 
 /// Cosines and sines of every position below the context limit.
 #[derive(Debug)]
-pub(crate) struct RopeTable {
+pub struct RopeTable {
     /// `[position][cos of each pair, sin of each pair]`.
     values: Vec<f32>,
     pairs: usize,
@@ -14,7 +14,7 @@ pub(crate) struct RopeTable {
 
 impl RopeTable {
     /// Tables for positions below `context`; angles and their functions in f64, rounded once.
-    pub(crate) fn new(inverse_frequencies: &[f32], context: usize) -> Self {
+    pub fn new(inverse_frequencies: &[f32], context: usize) -> Self {
         let pairs = inverse_frequencies.len();
         let mut values = Vec::with_capacity(context * pairs * 2);
         for position in 0..context {
@@ -26,7 +26,7 @@ impl RopeTable {
     }
 
     /// Turns every head of `heads` (`[head][head_dim]`) to `position`.
-    pub(crate) fn rotate(&self, heads: &mut [f32], position: usize) {
+    pub fn rotate(&self, heads: &mut [f32], position: usize) {
         let row = &self.values[position * self.pairs * 2..(position + 1) * self.pairs * 2];
         let (cos, sin) = row.split_at(self.pairs);
         for head in heads.chunks_exact_mut(self.pairs * 2) {

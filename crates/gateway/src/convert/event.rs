@@ -12,7 +12,7 @@ use super::{item, sampling, time, turn};
 use crate::names::Home;
 
 /// Writes an event of a session.
-pub(crate) fn of_session(session: &SessionId, event: &Event) -> v1::Event {
+pub fn of_session(session: &SessionId, event: &Event) -> v1::Event {
     let home = Home::Session(session);
     v1::Event {
         session: home.session(),

@@ -1,53 +1,24 @@
-//! The parts that every turn goes through: block keys, the sampler, and a whole turn on the CPU device, warm (its history is
-//! resident, as in a session) beside cold (everything is computed, as for a stateless API).
+//! A whole turn on the CPU device with Pebble: warm (its history is resident, as in a session) beside cold (everything is
+//! computed, as for a stateless API).
 //!
-//! `cargo bench -p holdfast-benches`. Ratios between figures of one run are what to quote; absolute times depend on the machine.
+//! `cargo bench -p holdfast-benches --bench turns`. The ratio of the two figures of one run is what to quote. Its limit: a warm
+//! turn cannot be faster than the share of its tokens that are new. Deliberately not here: gateway, worker and journal, whose
+//! cost the scenarios measure.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a benchmark")]
 
 use std::time::{Duration, Instant};
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use holdfast_backend::sampler::SlotSampler;
+use criterion::{Criterion, criterion_group, criterion_main};
 use holdfast_backend_neuron::{NeuronDevice, NeuronSettings};
 use holdfast_engine::{Command, Effect, Engine, EngineConfig, Run, RunId, SampleRequest};
-use holdfast_kv::{BlockKey, ChainDomain, DomainSecret};
+use holdfast_kv::{ChainDomain, DomainSecret};
 use holdfast_model::{Model, ModelSource};
-use holdfast_types::{LogToken, Precision, SamplingParams, SequenceId, SlotSampling, TokenId};
+use holdfast_types::{LogToken, Precision, SamplingParams, SequenceId, TokenId};
 
 /// Tokens of history before the turn, tokens that it brings, tokens that it samples.
 const HISTORY: u32 = 512;
 const NEW: u32 = 16;
 const SAMPLED: u32 = 8;
-
-fn keys(c: &mut Criterion) {
-    let mut group = c.benchmark_group("block key");
-    let secret = DomainSecret([7; 32]);
-    let tokens: Vec<LogToken> = (0..16).map(|position| token(position, 0)).collect();
-    let device = holdfast_engine::testing::small_device(16, &[64], 4);
-    let root = BlockKey::root(&device, 0);
-    group.throughput(Throughput::Elements(16));
-    group.bench_function("16 tokens", |b| b.iter(|| root.next(&secret, &tokens)));
-    group.finish();
-}
-
-fn sampler(c: &mut Criterion) {
-    let mut group = c.benchmark_group("sampler, vocabulary of 32,000");
-    let logits: Vec<f32> = (0..32_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e6).collect();
-    let greedy = SamplingParams::default();
-    let warm = SamplingParams { temperature: 0.8, top_p: 0.95, top_k: 64, ..SamplingParams::default() };
-    for (name, params) in [("greedy", greedy), ("temperature, top-k, top-p", warm)] {
-        let slot = SlotSampling { params, seed: 1, context: Vec::new(), sampled: Vec::new() };
-        let mut sampler = SlotSampler::new(&slot, 32_000).unwrap();
-        let mut position = 0;
-        group.bench_function(name, |b| {
-            b.iter(|| {
-                position += 1;
-                sampler.sample(&logits, position, None)
-            });
-        });
-    }
-    group.finish();
-}
 
 fn turns(c: &mut Criterion) {
     let mut group = c.benchmark_group("a turn on Pebble, 512 tokens of history, 16 new, 8 sampled");
@@ -125,5 +96,5 @@ fn run(engine: &mut Engine, length: u32, secret: [u8; 32], id: u64) -> Vec<Token
     }
 }
 
-criterion_group!(benches, keys, sampler, turns);
+criterion_group!(benches, turns);
 criterion_main!(benches);
