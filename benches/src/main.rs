@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal: printing is its output")]
 
 mod draw;
+mod engine;
 mod html;
 mod machine;
 mod model;

@@ -13,6 +13,7 @@ mod device;
 mod forward;
 pub mod kernels;
 mod kv;
+pub mod limits;
 mod plan;
 mod pool;
 mod settings;
