@@ -44,7 +44,10 @@ pub(crate) struct Series {
 pub(crate) enum Shape {
     Line,
     Dots,
+    /// Side by side with those of other series; each x of the plot becomes a place of its own, in order.
     Bars,
+    /// Each point is an interval of x, `(from, to)`, shaded over the full height: when something else went on.
+    Intervals,
 }
 
 impl Axis {
