@@ -134,10 +134,6 @@ pub struct FoundSpan {
     pub computed_by: SequenceId,
 }
 
-/// Blocks per group that a log takes from what is free or evictable.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Demand(pub Vec<u32>);
-
 /// A reservation does not fit, even when everything that nobody holds is evicted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("KV group {group} needs {needed} more blocks, {available} are free or evictable")]
@@ -216,23 +212,22 @@ impl KvCache {
         self.groups[group].pool.free() + self.groups[group].index.evictable()
     }
 
-    /// What a log of `tokens` tokens with these keys would take from [`KvCache::available`], per group. Changes nothing. Errs on
-    /// the high side: a resting tail and a copied block are counted as new ones.
-    pub fn demand(&self, chain: &Chain, tokens: u32) -> Demand {
-        let found = self.found_blocks(chain, tokens);
-        let copied = u32::from(tokens.is_multiple_of(self.block_tokens));
-        let groups = self.groups.iter().enumerate().map(|(g, group)| {
-            let held =
-                (0..found).filter(|&index| self.lookup(g, chain, index).is_some_and(|r| !group.index.is_evictable(r)));
-            self.blocks_for(tokens) + copied - held.count() as u32
-        });
-        Demand(groups.collect())
+    /// Blocks that a log of `tokens` tokens with these keys would take from [`KvCache::available`], group by group. Errs on the
+    /// high side: a resting tail and a copied block are counted as new ones. Looks only for where what is there ends: whoever
+    /// holds a block holds all before it.
+    pub fn demand(&self, chain: &Chain, tokens: u32) -> impl Iterator<Item = u32> {
+        let found = self.found_blocks(chain, tokens) as usize;
+        let new = self.blocks_for(tokens) + u32::from(tokens.is_multiple_of(self.block_tokens));
+        self.groups.iter().enumerate().map(move |(g, group)| {
+            let held = chain.full(g)[..found].partition_point(|key| group.index.is_held(key));
+            new - held as u32
+        })
     }
 
-    /// Blocks per group that a holding still takes to reach `tokens` tokens.
-    pub fn missing(&self, holding: &Holding, tokens: u32) -> Demand {
+    /// Blocks that a holding still takes to reach `tokens` tokens, group by group.
+    pub fn missing(&self, holding: &Holding, tokens: u32) -> impl Iterator<Item = u32> {
         let blocks = self.blocks_for(tokens);
-        Demand(holding.tables.iter().map(|table| blocks.saturating_sub(table.len() as u32)).collect())
+        holding.tables.iter().map(move |table| blocks.saturating_sub(table.len() as u32))
     }
 
     /// Takes hold of everything that is there of a log: the resident blocks of its chain, then the sequence's own resting tail,
@@ -277,15 +272,15 @@ impl KvCache {
     /// # Errors
     /// [`Shortage`] when it does not fit; nothing was evicted then.
     pub fn reserve(&mut self, holding: &Holding, tokens: u32) -> Result<Growth, Shortage> {
-        let Demand(demand) = self.missing(holding, tokens);
-        for (group, &needed) in demand.iter().enumerate() {
+        let missing: Vec<u32> = self.missing(holding, tokens).collect();
+        for (group, &needed) in missing.iter().enumerate() {
             let available = self.available(group);
             if needed > available {
                 return Err(Shortage { group, needed, available });
             }
         }
-        let mut reservations = Vec::with_capacity(demand.len());
-        for (g, &needed) in demand.iter().enumerate() {
+        let mut reservations = Vec::with_capacity(missing.len());
+        for (g, needed) in missing.into_iter().enumerate() {
             while self.groups[g].pool.free() < needed {
                 self.evict_next(g);
             }
@@ -388,11 +383,14 @@ impl KvCache {
         self.groups[group].index.get(&chain.key(group, index)?)
     }
 
-    /// Full blocks from the start that every group has, leaving at least the last of `tokens` to compute.
+    /// Full blocks from the start that every group has, leaving at least the last of `tokens` to compute. A resident block's
+    /// parent is resident, so what a group has of a chain ends once.
     fn found_blocks(&self, chain: &Chain, tokens: u32) -> u32 {
         let most = (tokens.saturating_sub(1) / self.block_tokens).min(chain.blocks());
-        let missing = |&index: &u32| (0..self.groups.len()).any(|g| self.lookup(g, chain, index).is_none());
-        (0..most).find(missing).unwrap_or(most)
+        let has = |most: u32, (g, group): (usize, &Group)| {
+            chain.full(g)[..most as usize].partition_point(|key| group.index.get(key).is_some()) as u32
+        };
+        self.groups.iter().enumerate().fold(most, has)
     }
 
     /// A copy takes one block more than the log for as long as it is in the making; alone in the pools that has to fit.

@@ -55,6 +55,11 @@ impl ResidencyIndex {
         self.by_key.get(key)
     }
 
+    /// Whether the block of a key is resident and somebody holds it.
+    pub fn is_held(&self, key: &BlockKey) -> bool {
+        self.get(key).is_some_and(|resident| !self.is_evictable(resident))
+    }
+
     /// Resident blocks.
     pub fn len(&self) -> usize {
         self.by_key.len()

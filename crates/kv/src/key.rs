@@ -164,6 +164,11 @@ impl Chain {
         self.keys.first().map_or(0, |keys| keys.len() as u32 - 1)
     }
 
+    /// The keys of the full blocks, in order.
+    pub(crate) fn full(&self, group: usize) -> &[BlockKey] {
+        &self.keys[group][1..]
+    }
+
     /// The key of full block `index`; `None` beyond the end.
     pub fn key(&self, group: usize, index: u32) -> Option<BlockKey> {
         self.keys[group].get(index as usize + 1).copied()

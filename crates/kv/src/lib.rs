@@ -20,7 +20,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use cache::{Demand, Found, FoundSpan, Growth, Holding, KvCache, Replaced, Shortage};
+pub use cache::{Found, FoundSpan, Growth, Holding, KvCache, Replaced, Shortage};
 pub use index::{Evictable, ResidencyIndex, Resident};
 pub use key::{BlockKey, Chain, ChainDomain, DomainSecret, DomainSpan};
 pub use pool::{BlockPool, BlockState, PoolCounts, Reservation};

@@ -69,6 +69,20 @@ impl World {
         self.check(holding, log, to);
     }
 
+    /// What a log demands, counted block by block from its start.
+    fn demand_by_walk(&self, log: &[LogToken], secret: u8) -> Vec<u32> {
+        let chain = self.cache.chain(log, domain(secret));
+        let (groups, tokens) = (0..self.cache.groups(), log.len() as u32);
+        let there = |block: &u32| groups.clone().all(|g| self.cache.lookup(g, &chain, *block).is_some());
+        let found = (0..(tokens - 1) / B).take_while(there).count() as u32;
+        let held = |g: usize, block: u32| {
+            let resident = self.cache.lookup(g, &chain, block).unwrap();
+            !self.cache.groups[g].index.is_evictable(resident)
+        };
+        let new = tokens.div_ceil(B) + u32::from(tokens.is_multiple_of(B));
+        groups.clone().map(|g| new - (0..found).filter(|block| held(g, *block)).count() as u32).collect()
+    }
+
     fn check(&self, holding: &Holding, log: &[LogToken], computed: u32) {
         for g in 0..self.memory.len() {
             for position in 0..computed {
@@ -276,8 +290,8 @@ fn act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
 
-    /// Two-letter logs share prefixes all the time; small pools evict all the time. After each act every invariant holds and every
-    /// cell that a table shows is what the sequence computed or would have computed.
+    /// Two-letter logs share prefixes all the time; small pools evict all the time. After each act every invariant holds, every
+    /// cell that a table shows is what the sequence computed or would have computed, and every log demands what a walk counts.
     #[test]
     fn a_random_life_keeps_every_invariant(acts in prop::collection::vec(act(), 1..80), small in 6_u32..20) {
         let mut world = World::new(&[small, small + 3]);
@@ -321,6 +335,11 @@ proptest! {
             }
             let holdings: Vec<&Holding> = running.iter().map(|(_, holding, _)| holding).collect();
             world.audit(&holdings, &[]);
+            for (log, secret) in logs.iter().flat_map(|log| [(log, 0), (log, 1)]).filter(|(log, _)| !log.is_empty()) {
+                let chain = world.cache.chain(log, domain(secret));
+                let demand: Vec<u32> = world.cache.demand(&chain, log.len() as u32).collect();
+                prop_assert_eq!(demand, world.demand_by_walk(log, secret));
+            }
         }
     }
 }

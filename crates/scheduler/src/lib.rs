@@ -8,16 +8,24 @@
 //! for some jobs.
 //!
 //! - `job`: what is asked for, [`Job`], and what happened, [`Advance`].
-//! - `fair`: the virtual counters that share a device out among flows.
+//! - `fair`: the virtual counters that share a device out among flows, and who is next.
 //! - `choose`: which jobs run how many rows within a budget, [`Costs`].
+//! - `running`: the jobs that run, and the blocks they still take.
 //! - `scheduler`: the state, [`Scheduler`]; `plan`: how a step is put together and taken back.
 #![forbid(unsafe_code)]
+
+/// The tests' harness knows the crate by its name.
+#[cfg(test)]
+extern crate self as holdfast_scheduler;
 
 mod choose;
 mod fair;
 mod job;
 mod plan;
+mod running;
 mod scheduler;
+#[cfg(test)]
+mod tests;
 
 pub use choose::Costs;
 pub use job::{Admitted, Advance, ApplyError, Job, JobId, JobSampling, Unfit};

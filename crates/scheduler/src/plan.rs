@@ -15,7 +15,8 @@ use holdfast_types::{
 };
 
 use crate::choose::{Budget, Candidate, choose};
-use crate::scheduler::{Running, Task, Told, distinct};
+use crate::running::{Running, Told};
+use crate::scheduler::{Task, distinct};
 use crate::{Advance, ApplyError, Costs, JobId, Scheduler};
 
 /// Service units of a sampled token; an input token is one (the weights of the VTC paper's evaluation).
@@ -134,21 +135,21 @@ impl Scheduler {
         self.slots_closing.drain(..open.closes);
         let mut advances = Vec::with_capacity(open.parts.len());
         for part in open.parts {
-            let Some(running) = self.running.get_mut(&part.job) else { panic!("{:?} left during a step", part.job) };
-            self.kv.commit(&mut running.holding, part.growth);
-            running.computed = part.start + part.rows;
-            running.task.last_step = open.id.0;
-            let groups = 0..self.kv.groups();
-            let entries = groups.map(|group| running.holding.table(group).len()).collect();
-            let changed = self.kv.seal(&mut running.holding, &running.task.job.log, running.computed);
-            running.told = Told::Open { entries, changed };
-            let sampled = samples.remove(&part.job);
-            if let (Some(sampled), Some(sampling)) = (&sampled, &running.task.job.sampling) {
-                let token = holdfast_types::LogToken { id: sampled.id, precision: sampling.precision };
-                running.task.job.log.push(token);
-                self.fair.charge(running.task.job.flow, SAMPLED_TOKEN_CHARGE);
-            }
-            let Part { job, start, rows, precision, .. } = part;
+            let Part { job, start, rows, precision, growth, .. } = part;
+            let sampled = samples.remove(&job);
+            self.running.change(&mut self.kv, job, |kv, running| {
+                kv.commit(&mut running.holding, growth);
+                running.computed = start + rows;
+                running.task.last_step = open.id.0;
+                let entries = (0..kv.groups()).map(|group| running.holding.table(group).len()).collect();
+                let changed = kv.seal(&mut running.holding, &running.task.job.log, running.computed);
+                running.told = Told::Open { entries, changed };
+                if let (Some(sampled), Some(sampling)) = (&sampled, &running.task.job.sampling) {
+                    let token = holdfast_types::LogToken { id: sampled.id, precision: sampling.precision };
+                    running.task.job.log.push(token);
+                    self.fair.charge(running.task.job.flow, SAMPLED_TOKEN_CHARGE);
+                }
+            });
             advances.push(Advance { job, start, rows, precision, sampled });
         }
         Ok(advances)
@@ -166,10 +167,12 @@ impl Scheduler {
         let mut jobs = Vec::with_capacity(open.parts.len());
         for part in open.parts {
             self.kv.cancel(part.growth);
-            if let (Abandon::Faulted, Some(running)) = (how, self.running.get_mut(&part.job))
-                && matches!(running.told, Told::Nothing)
-            {
-                running.told = Told::Open { entries: vec![0; self.kv.groups()], changed: Vec::new() };
+            if how == Abandon::Faulted {
+                self.running.change(&mut self.kv, part.job, |kv, running| {
+                    if matches!(running.told, Told::Nothing) {
+                        running.told = Told::Open { entries: vec![0; kv.groups()], changed: Vec::new() };
+                    }
+                });
             }
             jobs.push(part.job);
         }
@@ -192,7 +195,7 @@ impl Scheduler {
                 arrival: running.task.arrival,
             })
         };
-        let candidates: Vec<Candidate> = self.running.values().filter_map(candidate).collect();
+        let candidates: Vec<Candidate> = self.running.iter().filter_map(candidate).collect();
         let budget = Budget {
             rows: self.device.rows.min(rows_max).max(1),
             sequences: self.device.sequences,
@@ -205,20 +208,20 @@ impl Scheduler {
     /// Reserves blocks for the chosen jobs, oldest first. A job that finds too few takes those of the newest running job that is
     /// newer than itself, or makes room for the older ones by waiting itself.
     fn find_blocks(&mut self, mut chosen: Vec<(JobId, u32)>) -> Vec<Part> {
-        let arrival = |scheduler: &Self, job: &JobId| scheduler.running.get(job).map(|running| running.task.arrival);
+        let arrival = |scheduler: &Self, job: &JobId| scheduler.running.get(*job).map(|running| running.task.arrival);
         let order: BTreeMap<JobId, usize> = chosen.iter().enumerate().map(|(place, (job, _))| (*job, place)).collect();
         chosen.sort_by_key(|(job, _)| arrival(self, job));
         let mut parts = Vec::with_capacity(chosen.len());
         for (job, rows) in chosen {
             // One that was chosen may have been preempted for an older one meanwhile.
-            while let Some(running) = self.running.get(&job) {
+            while let Some(running) = self.running.get(job) {
                 match self.kv.reserve(&running.holding, running.computed + rows) {
                     Ok(growth) => {
                         parts.push(part(running, rows, growth));
                         break;
                     }
                     Err(shortage) => {
-                        let newest = self.running.values().max_by_key(|running| running.task.arrival);
+                        let newest = self.running.iter().max_by_key(|running| running.task.arrival);
                         let victim = newest.map_or(job, |newest| newest.task.job.id);
                         assert!(self.running.len() > 1, "{job:?} was admitted because it fits alone: {shortage}");
                         self.preempt(victim);
@@ -232,7 +235,7 @@ impl Scheduler {
 
     /// Says one job's part in the plan.
     fn say(&self, part: &Part, plan: &mut StepPlan) {
-        let Some(running) = self.running.get(&part.job) else { panic!("{:?} was chosen because it runs", part.job) };
+        let Some(running) = self.running.get(part.job) else { panic!("{:?} was chosen because it runs", part.job) };
         let slot = part.slot;
         if matches!(running.told, Told::Nothing) {
             plan.slots.push(SlotChange::Open { slot, sampling: Box::new(slot_sampling(&running.task)) });

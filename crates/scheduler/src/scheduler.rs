@@ -1,7 +1,7 @@
 //! The state of the scheduler: jobs that wait, jobs that run, slots, and the KV cache.
 //!
 //! In: jobs, and the device's description. Out: who was admitted and what was found of their logs. Deliberately not here: how
-//! a step is put together (`plan.rs`).
+//! a step is put together (`plan.rs`), whose turn it is (`fair.rs`) and what the running jobs still need (`running.rs`).
 //!
 //! # Lifecycle of a job
 //!
@@ -15,16 +15,19 @@
 //! - A running job has a slot and holds blocks; a waiting one has neither.
 //! - Who waits is admitted in order of (service of its flow, arrival), and nobody overtakes the first who waits: it is admitted when
 //!   its log fits beside what the running jobs still need, or when nothing runs.
+//! - An admission takes time with the logarithm of the number of jobs, and with the length of its own log; finding no room for the
+//!   first who waits takes the logarithm of both.
 //! - The running job that arrived first is never preempted, and alone it always fits ([`Scheduler::fits`]): something always moves,
 //!   and everybody is the oldest one day.
 
 use std::collections::BTreeMap;
 
-use holdfast_kv::{Chain, Holding, KvCache, PoolCounts};
+use holdfast_kv::{Chain, KvCache, PoolCounts};
 use holdfast_types::{DeviceDescription, SlotId, StepId, TokenId};
 
 use crate::fair::FairShare;
 use crate::plan::OpenStep;
+use crate::running::{Running, RunningJobs, Told};
 use crate::{Admitted, Job, JobId, Unfit};
 
 /// How a scheduler fills its steps.
@@ -51,7 +54,7 @@ pub struct Scheduler {
     pub(crate) kv: KvCache,
     pub(crate) fair: FairShare,
     pub(crate) waiting: BTreeMap<JobId, Waiting>,
-    pub(crate) running: BTreeMap<JobId, Running>,
+    pub(crate) running: RunningJobs,
     pub(crate) slots_free: Vec<SlotId>,
     /// Slots that are free here and that the device has not been told of.
     pub(crate) slots_closing: Vec<SlotId>,
@@ -90,32 +93,8 @@ impl Task {
 
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    task: Task,
-    chain: Chain,
-}
-
-#[derive(Debug)]
-pub(crate) struct Running {
     pub(crate) task: Task,
-    pub(crate) holding: Holding,
-    /// Tokens whose KV is there; the rest of the log is to be computed.
-    pub(crate) computed: u32,
-    pub(crate) slot: SlotId,
-    /// What the device has been told of the slot.
-    pub(crate) told: Told,
-}
-
-/// What the device knows of a slot.
-#[derive(Debug)]
-pub(crate) enum Told {
-    /// Nothing yet.
-    Nothing,
-    /// The slot is open and, per group, so many entries of its table are set.
-    Open {
-        entries: Vec<usize>,
-        /// Entries that changed since.
-        changed: Vec<holdfast_kv::Replaced>,
-    },
+    pub(crate) chain: Chain,
 }
 
 impl Scheduler {
@@ -126,13 +105,14 @@ impl Scheduler {
             device.slots > 0 && device.limits.rows > 0 && device.limits.sequences > 0,
             "a device computes something"
         );
+        let kv = KvCache::new(device);
         Self {
             config,
             device: shape(device),
-            kv: KvCache::new(device),
             fair: FairShare::default(),
             waiting: BTreeMap::new(),
-            running: BTreeMap::new(),
+            running: RunningJobs::new(&kv),
+            kv,
             slots_free: all_slots(device),
             slots_closing: Vec::new(),
             open: None,
@@ -171,9 +151,9 @@ impl Scheduler {
         let input = job.log.len() as u32;
         self.fits(input)?;
         self.arrivals += 1;
-        self.fair.enter(job.flow);
-        let chain = self.kv.chain(&job.log, job.domain.clone());
         let (id, arrival) = (job.id, self.arrivals);
+        self.fair.enter(job.flow, arrival, id);
+        let chain = self.kv.chain(&job.log, job.domain.clone());
         let task = Task { job, arrival, input, last_step: 0, is_charged: false };
         self.waiting.insert(id, Waiting { task, chain });
         Ok(())
@@ -182,43 +162,42 @@ impl Scheduler {
     /// Gives slots to jobs that wait, first come first served among equals, while there is room.
     pub fn admit(&mut self) -> Vec<Admitted> {
         self.assert_between_steps();
-        let mut admitted = Vec::new();
-        while !self.slots_free.is_empty() {
-            let order = |waiting: &Waiting| (self.fair.served(waiting.task.job.flow), waiting.task.arrival);
-            let Some((&id, first)) = self.waiting.iter().min_by_key(|(_, waiting)| order(waiting)) else { break };
-            if !self.running.is_empty() && !self.has_room_for(first) {
-                break;
-            }
-            let (Some(Waiting { mut task, chain }), Some(slot)) = (self.waiting.remove(&id), self.slots_free.pop())
-            else {
-                break;
-            };
-            let (holding, found) = self.kv.attach(task.job.sequence, chain, &task.job.log);
-            let holding = if task.job.transient { holding.into_transient() } else { holding };
-            if !task.is_charged {
-                // As in the paper: the input is charged when it is let in, so that one flow does not take every slot at once.
-                self.fair.charge(task.job.flow, u64::from(task.target() - found.tokens));
-                task.is_charged = true;
-            }
-            let running = Running { task, holding, computed: found.tokens, slot, told: Told::Nothing };
-            self.running.insert(id, running);
-            admitted.push(Admitted { job: id, found });
+        std::iter::from_fn(|| self.admit_next()).collect()
+    }
+
+    /// Admits the first who waits, if there is room.
+    pub(crate) fn admit_next(&mut self) -> Option<Admitted> {
+        let (job, slot) = (self.fair.next()?, *self.slots_free.last()?);
+        let Some(first) = self.waiting.get(&job) else { panic!("{job:?} is next and does not wait") };
+        if !self.running.is_empty() && !self.has_room_for(first) {
+            return None;
         }
-        admitted
+        let Waiting { mut task, chain } = self.waiting.remove(&job)?;
+        self.slots_free.pop();
+        self.fair.run(task.job.flow, task.arrival);
+        let (holding, found) = self.kv.attach(task.job.sequence, chain, &task.job.log);
+        let holding = if task.job.transient { holding.into_transient() } else { holding };
+        if !task.is_charged {
+            // As in the paper: the input is charged when it is let in, so that one flow does not take every slot at once.
+            self.fair.charge(task.job.flow, u64::from(task.target() - found.tokens));
+            task.is_charged = true;
+        }
+        let running = Running { task, holding, computed: found.tokens, slot, told: Told::Nothing };
+        self.running.insert(&self.kv, running);
+        Some(Admitted { job, found })
     }
 
     /// A job is over, for whatever reason. What it computed stays in the cache. Returns whether it was here.
     pub fn remove(&mut self, job: JobId) -> bool {
         self.assert_between_steps();
-        let flow = if let Some(waiting) = self.waiting.remove(&job) {
-            waiting.task.job.flow
-        } else if let Some(running) = self.running.remove(&job) {
-            let (task, _) = self.stop(running);
-            task.job.flow
+        let task = if let Some(waiting) = self.waiting.remove(&job) {
+            waiting.task
+        } else if let Some((task, _)) = self.stop(job) {
+            task
         } else {
             return false;
         };
-        self.fair.leave(flow);
+        self.fair.leave(task.job.flow, task.arrival);
         true
     }
 
@@ -235,24 +214,24 @@ impl Scheduler {
         self.kv = KvCache::new(device);
         self.slots_free = all_slots(device);
         self.slots_closing.clear();
-        let running = std::mem::take(&mut self.running).into_values().map(|running| running.task);
+        let running = std::mem::replace(&mut self.running, RunningJobs::new(&self.kv)).into_tasks();
         let waiting = std::mem::take(&mut self.waiting).into_values().map(|waiting| waiting.task);
         let mut gone = Vec::new();
         for task in running.chain(waiting).collect::<Vec<_>>() {
             if let Err(unfit) = self.fits(task.job.log.len() as u32) {
-                self.fair.leave(task.job.flow);
+                self.fair.leave(task.job.flow, task.arrival);
                 gone.push((task.job.id, unfit));
                 continue;
             }
             let chain = self.kv.chain(&task.job.log, task.job.domain.clone());
-            self.waiting.insert(task.job.id, Waiting { task, chain });
+            self.wait(task, chain);
         }
         gone
     }
 
     /// Whether a job waits or runs.
     pub fn contains(&self, job: JobId) -> bool {
-        self.waiting.contains_key(&job) || self.running.contains_key(&job)
+        self.waiting.contains_key(&job) || self.running.get(job).is_some()
     }
 
     /// Whether any job waits or runs.
@@ -262,7 +241,7 @@ impl Scheduler {
 
     /// Whether a running job has nothing left to compute: a prefill that is done.
     pub fn is_complete(&self, job: JobId) -> bool {
-        self.running.get(&job).is_some_and(|running| running.computed >= running.task.target())
+        self.running.get(job).is_some_and(|running| running.computed >= running.task.target())
     }
 
     /// Jobs that wait.
@@ -272,12 +251,12 @@ impl Scheduler {
 
     /// Jobs that run, in order of their ids.
     pub fn running(&self) -> impl ExactSizeIterator<Item = JobId> + '_ {
-        self.running.keys().copied()
+        self.running.ids()
     }
 
     /// Bytes of KV that a running job holds; 0 for any other.
     pub fn held_bytes(&self, job: JobId) -> u64 {
-        self.running.get(&job).map_or(0, |running| self.kv.bytes(&running.holding))
+        self.running.get(job).map_or(0, |running| self.kv.bytes(&running.holding))
     }
 
     /// Blocks of one KV group by state.
@@ -302,10 +281,10 @@ impl Scheduler {
 
     /// Checks every invariant. Returns what is wrong.
     pub fn audit(&self) -> Vec<String> {
-        let holdings = self.running.values().map(|running| &running.holding);
+        let holdings = self.running.iter().map(|running| &running.holding);
         let growths = self.open.iter().flat_map(OpenStep::growths);
         let mut problems = self.kv.audit(holdings, growths);
-        let mut slots: Vec<SlotId> = self.running.values().map(|running| running.slot).collect();
+        let mut slots: Vec<SlotId> = self.running.iter().map(|running| running.slot).collect();
         slots.extend(&self.slots_free);
         let owned = slots.len();
         slots.sort_unstable();
@@ -316,10 +295,18 @@ impl Scheduler {
         if self.slots_closing.iter().any(|slot| !slots.contains(slot)) {
             problems.push("a slot is closing that nobody knows".to_owned());
         }
-        for running in self.running.values() {
+        let mut missing = vec![0; self.kv.groups()];
+        for running in self.running.iter() {
             if running.computed > running.task.target() {
                 problems.push(format!("{:?} computed beyond its log", running.task.job.id));
             }
+            missing.iter_mut().zip(running.missing(&self.kv)).for_each(|(sum, blocks)| *sum += blocks);
+        }
+        if self.running.missing() != missing {
+            problems.push(format!("running jobs miss {missing:?} blocks, not {:?}", self.running.missing()));
+        }
+        if !self.fair.is_ordered() {
+            problems.push("flows stand in a wrong order".to_owned());
         }
         if !self.has_work() && self.fair.len() > 0 {
             problems.push(format!("{} flows are remembered though nothing waits or runs", self.fair.len()));
@@ -329,34 +316,35 @@ impl Scheduler {
 
     /// Takes the blocks and the slot of a running job; it waits for both.
     pub(crate) fn preempt(&mut self, job: JobId) {
-        let Some(running) = self.running.remove(&job) else { panic!("{job:?} does not run") };
-        let (task, chain) = self.stop(running);
+        let Some((task, chain)) = self.stop(job) else { panic!("{job:?} does not run") };
         self.preemptions += 1;
-        self.waiting.insert(job, Waiting { task, chain });
+        self.wait(task, chain);
     }
 
     pub(crate) fn assert_between_steps(&self) {
         assert!(self.open.is_none(), "jobs come and go between steps only");
     }
 
-    fn stop(&mut self, running: Running) -> (Task, Chain) {
-        let Running { task, holding, computed, slot, told } = running;
+    fn wait(&mut self, task: Task, chain: Chain) {
+        self.fair.wait(task.job.flow, task.arrival, task.job.id);
+        self.waiting.insert(task.job.id, Waiting { task, chain });
+    }
+
+    fn stop(&mut self, job: JobId) -> Option<(Task, Chain)> {
+        let Running { task, holding, computed, slot, told } = self.running.remove(&self.kv, job)?;
         let chain = self.kv.release(holding, &task.job.log, computed);
         self.slots_free.push(slot);
         if matches!(told, Told::Open { .. }) {
             self.slots_closing.push(slot);
         }
-        (task, chain)
+        Some((task, chain))
     }
 
     /// Whether a job that waits fits beside what the running ones still need for the logs they have.
     fn has_room_for(&self, waiting: &Waiting) -> bool {
-        let mut demand = self.kv.demand(&waiting.chain, waiting.task.job.log.len() as u32).0;
-        for running in self.running.values() {
-            let missing = self.kv.missing(&running.holding, running.task.job.log.len() as u32).0;
-            demand.iter_mut().zip(missing).for_each(|(sum, blocks)| *sum += blocks);
-        }
-        (0_usize..).zip(demand).all(|(group, blocks)| blocks <= self.kv.available(group))
+        let demand = self.kv.demand(&waiting.chain, waiting.task.job.log.len() as u32);
+        let blocks = demand.zip(self.running.missing()).map(|(new, missing)| new + missing);
+        blocks.enumerate().all(|(group, blocks)| blocks <= self.kv.available(group))
     }
 }
 
