@@ -46,7 +46,7 @@ impl Session {
 }
 
 /// Greedy, of a bounded length.
-pub(super) fn sampling(max_tokens: u32) -> v1::Sampling {
+pub(crate) fn sampling(max_tokens: u32) -> v1::Sampling {
     v1::Sampling { temperature: Some(0.0), max_output_tokens: Some(max_tokens), ..v1::Sampling::default() }
 }
 
@@ -61,7 +61,7 @@ async fn answer(mut watch: Stopwatch, mut events: TurnEvents) -> anyhow::Result<
 }
 
 /// Takes one event of a turn of ours, with a session or without.
-pub(super) fn take(event: v1::Event, watch: &mut Stopwatch, tokens: &mut Option<Tokens>) -> anyhow::Result<()> {
+pub(crate) fn take(event: v1::Event, watch: &mut Stopwatch, tokens: &mut Option<Tokens>) -> anyhow::Result<()> {
     match event.kind {
         Some(Kind::TextDelta(delta)) => watch.word(&delta.text),
         Some(Kind::ReasoningDelta(delta)) => watch.word(&delta.text),

@@ -18,6 +18,11 @@ impl Stateless {
         Self { client: client.clone(), history: Vec::new() }
     }
 
+    /// Goes on with a conversation that was held elsewhere.
+    pub(crate) fn after(client: &Client, history: Vec<v1::Item>) -> Self {
+        Self { client: client.clone(), history }
+    }
+
     /// Says something and reads the answer to its end.
     pub(crate) async fn turn(&mut self, said: &[Said], max_tokens: u32) -> anyhow::Result<Answer> {
         self.history.extend(said.iter().map(|said| items::user(said.text())));
