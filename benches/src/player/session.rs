@@ -21,11 +21,6 @@ impl Session {
         Ok(Self { client: client.clone(), name: session.name })
     }
 
-    /// Goes on with a session that is there already, for example after a restart.
-    pub(crate) fn resume(client: &Client, name: &str) -> Self {
-        Self { client: client.clone(), name: name.to_owned() }
-    }
-
     /// `sessions/{id}`.
     pub(crate) fn name(&self) -> &str {
         &self.name

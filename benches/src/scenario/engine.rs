@@ -8,13 +8,14 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use holdfast_backend_neuron::limits::{Figure, Limits, Meter};
-use holdfast_backend_neuron::{KvSize, NeuronSettings, WeightFormat};
+use holdfast_backend_neuron::{KvSize, WeightFormat};
 use holdfast_model::{Model, ModelSource};
 use serde_json::{Value, json};
 
 use super::{Play, Stage};
 use crate::engine::device::DeviceBench;
 use crate::engine::peer::PeerEngine;
+use crate::engine::settings::{CHUNK_TOKENS, Settings};
 use crate::engine::test::{Kind, Measured, Test};
 use crate::engine::work::Work;
 use crate::model::Chosen;
@@ -54,7 +55,7 @@ pub(crate) struct Arguments {
     #[arg(short = 'r', long, value_name = "TIMES", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     repetitions: Option<u32>,
     /// Most tokens of a prefill that one step computes, as the scheduler cuts it
-    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, value_name = "TOKENS", default_value_t = CHUNK_TOKENS, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     chunk: u32,
     /// Another engine: a shell command, model included, that prints llama-bench's JSON; it is called for one test at a time, in turn
     /// with ours, with -p, -n, -d, -r and -o appended
@@ -73,7 +74,7 @@ impl Play for Arguments {
             depth: Vec::new(),
             batch: Vec::new(),
             repetitions: None,
-            chunk: 256,
+            chunk: CHUNK_TOKENS,
             peer_engine: None,
         }
     }
@@ -91,7 +92,7 @@ impl Play for Arguments {
         let chosen = Chosen::pick(stage.common, SHAPE)?;
         stage.progress.set_message("loading the model");
         let model = Model::load(&ModelSource::resolve(&chosen.path)?)?;
-        let mut settings = settings(&stage.common.set)?;
+        let mut settings = Settings::of(&stage.common.set)?.device;
         let work = Work::new(model.config(), settings.weights);
         settings.kv = KvSize::Blocks(kv_blocks(&tests, &work, settings.block_tokens));
         settings.slots = tests.iter().map(|test| test.batch).max().unwrap_or(1);
@@ -183,32 +184,6 @@ impl Arguments {
         }
         Ok(tests)
     }
-}
-
-/// The device's settings from the runtime's: what decides its speed. The size of the pool, slots and rows follow from the tests.
-fn settings(set: &[String]) -> anyhow::Result<NeuronSettings> {
-    let mut settings = NeuronSettings::default();
-    for pair in set {
-        let (key, value) = pair.split_once('=').with_context(|| format!("--set {pair}: write KEY=VALUE"))?;
-        let (key, value) = (key.trim(), value.trim());
-        let count = || value.parse::<u32>().with_context(|| format!("--set {pair}: not a number"));
-        match key {
-            "device.threads" if value == "0" => {}
-            "device.threads" => settings.threads = count()? as usize,
-            "device.block_tokens" => settings.block_tokens = count()?,
-            "device.weights" => {
-                settings.weights = match value {
-                    "f32" => WeightFormat::F32,
-                    "int8" => WeightFormat::Int8,
-                    _ => bail!("--set {pair}: f32 or int8"),
-                }
-            }
-            // Everything else is about the runtime, which does not run here.
-            _ => {}
-        }
-    }
-    settings.check()?;
-    Ok(settings)
 }
 
 /// Blocks that let every test run, and more, up to [`KV_BYTES_MAX`], so that sequences need not share a history.
@@ -418,18 +393,6 @@ mod tests {
         assert!(parse(&["-p", "0", "-n", "0"]).tests().is_err());
         assert!(parse(&["-b", "0"]).tests().is_err());
         assert!(parse(&["--quick"]).tests().unwrap().len() < parse(&[]).tests().unwrap().len());
-    }
-
-    #[test]
-    fn settings_are_the_runtimes() {
-        let set = |pair: &str| settings(&[pair.to_owned()]);
-        assert_eq!(set("device.weights=int8").unwrap().weights, WeightFormat::Int8);
-        assert_eq!(set("device.threads = 3").unwrap().threads, 3);
-        assert_eq!(set("device.threads=0").unwrap(), NeuronSettings::default());
-        assert_eq!(set("telemetry.log=debug").unwrap(), NeuronSettings::default());
-        for bad in ["device.weights=half", "device.threads=many", "device.block_tokens=0", "device.threads"] {
-            assert!(set(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

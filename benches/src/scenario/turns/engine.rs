@@ -5,6 +5,10 @@
 
 use std::time::Duration;
 
+use holdfast_model::{Model, ModelSource};
+
+use crate::engine::device::DeviceBench;
+use crate::engine::settings::Settings;
 use crate::model::Chosen;
 use crate::options::Common;
 use crate::player::Answer;
@@ -18,16 +22,24 @@ pub(super) trait Perfect {
     fn first_token(&mut self, new: u32, depth: u32) -> anyhow::Result<Duration>;
 }
 
-/// The device of the scenario's model; `None` when this program has none.
+/// The device that the runtime has, with the same model and settings.
 ///
 /// # Errors
-/// When the model cannot be loaded.
-pub(super) fn perfect(_model: &Chosen, _common: &Common) -> anyhow::Result<Option<Box<dyn Perfect>>> {
-    Ok(None)
+/// When the model cannot be loaded, or a setting cannot be meant.
+pub(super) fn perfect(model: &Chosen, common: &Common) -> anyhow::Result<DeviceBench> {
+    let settings = Settings::of(&common.set)?;
+    let model = Model::load(&ModelSource::resolve(&model.path)?)?;
+    DeviceBench::new(&model, &settings.device, settings.chunk_tokens)
+}
+
+impl Perfect for DeviceBench {
+    fn first_token(&mut self, new: u32, depth: u32) -> anyhow::Result<Duration> {
+        self.turn(new, depth)
+    }
 }
 
 /// What the device alone takes for what `answer` computed and found, in milliseconds.
-pub(super) fn first_token_ms(perfect: &mut dyn Perfect, answer: &Answer) -> anyhow::Result<f64> {
+pub(super) fn first_token_ms(perfect: &mut impl Perfect, answer: &Answer) -> anyhow::Result<f64> {
     let (new, depth) = (u32::try_from(answer.tokens.computed)?, u32::try_from(answer.tokens.cached)?);
     Ok(perfect.first_token(new, depth)?.as_secs_f64() * 1e3)
 }

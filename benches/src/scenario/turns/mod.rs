@@ -63,8 +63,8 @@ struct Line {
 struct Played {
     /// With the session, without it, and then the peers.
     lines: Vec<Line>,
-    /// What the device alone took for each turn of the session, in milliseconds; `None` when nothing asked it.
-    engine_ms: Option<Vec<f64>>,
+    /// What the device alone took for each turn of the session, in milliseconds.
+    engine_ms: Vec<f64>,
     /// Length of the session's log in the end.
     log_tokens: u64,
 }
@@ -104,7 +104,7 @@ impl Arguments {
     async fn conversation(
         &self,
         client: &Client,
-        mut perfect: Option<Box<dyn Perfect>>,
+        mut perfect: impl Perfect,
         stage: &mut Stage<'_>,
     ) -> anyhow::Result<Played> {
         self.warm_up(client).await?;
@@ -117,8 +117,8 @@ impl Arguments {
         {
             stage.progress.set_message(format!("history {} tokens", history(&lines[0].answers)));
             self.round(turn, said, &mut lines).await?;
-            if let (Some(perfect), Some(answer)) = (&mut perfect, lines[0].answers.last()) {
-                engine_ms.push(engine::first_token_ms(perfect.as_mut(), answer)?);
+            if let Some(answer) = lines[0].answers.last() {
+                engine_ms.push(engine::first_token_ms(&mut perfect, answer)?);
             }
             if turn % PROBE_EVERY == 0 {
                 stage.watch.probe();
@@ -126,7 +126,7 @@ impl Arguments {
             stage.progress.inc(1);
         }
         let log_tokens = log_tokens(client, &name).await?;
-        Ok(Played { lines, engine_ms: perfect.is_some().then_some(engine_ms), log_tokens })
+        Ok(Played { lines, engine_ms, log_tokens })
     }
 
     /// Every player answers once, so that no first answer pays for threads, pages and connections that are made once.
@@ -146,7 +146,7 @@ impl Arguments {
             line("stateless", Player::Stateless(Stateless::new(client))),
         ];
         for peer in &self.peers.peers {
-            lines.push(line(&peer.name, Player::OpenAi(OpenAi::new(peer))));
+            lines.push(line(&peer.name, Player::OpenAi(OpenAi::connect(peer).await?)));
         }
         Ok(lines)
     }

@@ -47,8 +47,8 @@ fn results(shown: &[Shown<'_>], played: &Played) -> Value {
         "speedup_total": speedup_total,
         "speedup_ttft_last": speedup_ttft_last,
         "speedup_ttft_last_turns": stateful.last_ttft_ms().len(),
-        "ttft_over_engine": over_engine.map(|ratios| ratios.median),
-        "ttft_over_engine_spread": over_engine.map(|ratios| ratios.spread),
+        "ttft_over_engine": over_engine.median,
+        "ttft_over_engine_spread": over_engine.spread,
         "engine_ttft_ms": played.engine_ms,
         "peers": peers.collect::<Map<_, _>>(),
     })
@@ -62,9 +62,8 @@ fn peer_results(stateful: &Figures, peer: &Figures) -> Value {
     results
 }
 
-fn over_engine(stateful: &Figures, played: &Played) -> Option<Summary> {
-    let engine_ms = played.engine_ms.as_deref()?;
-    Some(Summary::of(&ratios(&stateful.ttft_ms, engine_ms)))
+fn over_engine(stateful: &Figures, played: &Played) -> Summary {
+    Summary::of(&ratios(&stateful.ttft_ms, &played.engine_ms))
 }
 
 fn table(shown: &[Shown<'_>], played: &Played) -> Table {
@@ -113,16 +112,13 @@ fn notes(shown: &[Shown<'_>], played: &Played) -> Vec<String> {
     notes
 }
 
-fn engine_note(over_engine: Option<Summary>) -> String {
-    match over_engine {
-        Some(ratios) => format!(
-            "The stateful time to first token is {} times what the device alone takes (median over turns; {} to {}).",
-            number(ratios.median),
-            number(ratios.min),
-            number(ratios.max)
-        ),
-        None => "What the device alone takes was not measured.".to_owned(),
-    }
+fn engine_note(ratios: Summary) -> String {
+    format!(
+        "The stateful time to first token is {} times what the device alone takes (median over turns; {} to {}).",
+        number(ratios.median),
+        number(ratios.min),
+        number(ratios.max)
+    )
 }
 
 fn once_note(computed: u64, once: u64) -> Option<String> {

@@ -1,0 +1,77 @@
+//! The settings of the runtime that decide how fast its device is, for a device without a runtime.
+//!
+//! In: what `--set` says. Out: [`Settings`], with the runtime's defaults. Everything else that may be set is about parts that do
+//! not run here, and is the runtime's to refuse.
+
+use anyhow::{Context as _, bail};
+use holdfast_backend_neuron::{KvSize, NeuronSettings, WeightFormat};
+
+/// What the runtime's `device.kv_bytes` is unless it is set.
+const KV_BYTES: u64 = 256 << 20;
+/// What the runtime's `scheduler.prefill_chunk_tokens` is unless it is set.
+pub(crate) const CHUNK_TOKENS: u32 = 256;
+
+/// A device, and how prefills are cut for it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    pub(crate) device: NeuronSettings,
+    pub(crate) chunk_tokens: u32,
+}
+
+impl Settings {
+    /// Reads `KEY=VALUE` pairs.
+    ///
+    /// # Errors
+    /// When a value cannot be meant, with the pair.
+    pub(crate) fn of(set: &[String]) -> anyhow::Result<Self> {
+        let device = NeuronSettings { kv: KvSize::Bytes(KV_BYTES), ..NeuronSettings::default() };
+        let mut this = Self { device, chunk_tokens: CHUNK_TOKENS };
+        for pair in set {
+            this.take(pair).with_context(|| format!("--set {pair}"))?;
+        }
+        this.device.check()?;
+        Ok(this)
+    }
+
+    fn take(&mut self, pair: &str) -> anyhow::Result<()> {
+        let (key, value) = pair.split_once('=').context("write KEY=VALUE")?;
+        let (key, value) = (key.trim(), value.trim());
+        let count = || value.parse::<u32>().context("not a number");
+        match key {
+            "device.threads" if value == "0" => {}
+            "device.threads" => self.device.threads = count()? as usize,
+            "device.block_tokens" => self.device.block_tokens = count()?,
+            "device.kv_bytes" => self.device.kv = KvSize::Bytes(value.parse().context("not a number of bytes")?),
+            "device.weights" => {
+                self.device.weights = match value {
+                    "f32" => WeightFormat::F32,
+                    "int8" => WeightFormat::Int8,
+                    _ => bail!("f32 or int8"),
+                }
+            }
+            "scheduler.prefill_chunk_tokens" => self.chunk_tokens = count()?,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn settings_are_the_runtimes() {
+        let set = |pair: &str| Settings::of(&[pair.to_owned()]);
+        assert_eq!(set("device.weights=int8").unwrap().device.weights, WeightFormat::Int8);
+        assert_eq!(set("device.threads = 3").unwrap().device.threads, 3);
+        assert_eq!(set("device.kv_bytes=1000000").unwrap().device.kv, KvSize::Bytes(1_000_000));
+        assert_eq!(set("scheduler.prefill_chunk_tokens=64").unwrap().chunk_tokens, 64);
+        assert_eq!(set("device.threads=0").unwrap(), Settings::of(&[]).unwrap());
+        assert_eq!(set("telemetry.log=debug").unwrap(), Settings::of(&[]).unwrap());
+        for bad in ["device.weights=half", "device.threads=many", "device.block_tokens=0", "device.threads"] {
+            assert!(set(bad).is_err(), "{bad}");
+        }
+    }
+}
