@@ -62,6 +62,8 @@ struct Buffers {
     input: Rows,
     /// `[rows][q, k, v]`.
     qkv: Vec<f32>,
+    /// One head before its norm.
+    head: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
     /// What a layer's half adds to the stream, `[rows][hidden]`.
@@ -140,6 +142,10 @@ impl Forward {
         let (q_width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         for (row, qkv) in rows.iter().zip(buffers.qkv.chunks_exact_mut(q_width + 2 * kv_width)) {
             let position = row.position as usize;
+            if let Some((q_norm, k_norm)) = &layer.qk_norm {
+                self.norm_heads(&mut qkv[..q_width], q_norm, &mut buffers.head);
+                self.norm_heads(&mut qkv[q_width..q_width + kv_width], k_norm, &mut buffers.head);
+            }
             self.rope.rotate(&mut qkv[..q_width + kv_width], position);
             let block = tables[row.sequence][place.group][position / self.block_tokens];
             let (keys, values) = qkv[q_width..].split_at(kv_width);
@@ -186,6 +192,15 @@ impl Forward {
             rms_norm(self.isa, row, weight, self.norm_eps, out);
         }
         buffers.input.prepare(self.format, self.isa);
+    }
+
+    /// Norms every head of `heads` by itself, in place; `head` is room for one.
+    fn norm_heads(&self, heads: &mut [f32], weight: &[f32], head: &mut Vec<f32>) {
+        for out in heads.chunks_exact_mut(self.head_dim) {
+            head.clear();
+            head.extend_from_slice(out);
+            rms_norm(self.isa, head, weight, self.norm_eps, out);
+        }
     }
 
     fn product(&self, matrix: &Matrix, rows: &Rows, count: usize, out: &mut Vec<f32>) {

@@ -29,6 +29,8 @@ pub(crate) struct Layer {
     pub(crate) attention_norm: Vec<f32>,
     /// Queries, keys and values under one another.
     pub(crate) qkv: Matrix,
+    /// Norms of each query head and of each key head, `[head_dim]`.
+    pub(crate) qk_norm: Option<(Vec<f32>, Vec<f32>)>,
     pub(crate) output: Matrix,
     /// `[hidden]`.
     pub(crate) ffn_norm: Vec<f32>,
@@ -48,6 +50,7 @@ impl Decoder {
                 Layer {
                     attention_norm: layer.attention_norm.to_vec(),
                     qkv: pack(&[(layer.q, layer.q_bias), (layer.k, layer.k_bias), (layer.v, layer.v_bias)], hidden),
+                    qk_norm: layer.q_norm.zip(layer.k_norm).map(|(q, k)| (q.to_vec(), k.to_vec())),
                     output: pack(&[(layer.output, layer.output_bias)], config.heads * config.head_dim),
                     ffn_norm: layer.ffn_norm.to_vec(),
                     gate: pack(&[(layer.gate, layer.gate_bias)], hidden),

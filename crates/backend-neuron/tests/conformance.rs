@@ -42,7 +42,9 @@ fn shapes() -> Vec<MicroShape> {
         MicroShape { tied: false, attention_bias: true, mlp_bias: true, llama3_rope: true, seed: 2, ..micro.clone() },
         MicroShape { heads: 4, kv_heads: 4, vocab_size: MICRO_VOCABULARY + 37, seed: 3, ..micro.clone() },
         MicroShape { hidden: 288, heads: 6, kv_heads: 2, head_dim: 48, ffn: 300, layers: 1, seed: 4, ..micro.clone() },
-        MicroShape { dtype: MicroDtype::Bf16, layers: 4, seed: 5, ..micro },
+        MicroShape { dtype: MicroDtype::Bf16, layers: 4, seed: 5, ..micro.clone() },
+        MicroShape { qk_norm: true, hidden: 24, heads: 4, kv_heads: 2, head_dim: 20, seed: 10, ..micro.clone() },
+        MicroShape { qk_norm: true, attention_bias: true, tied: false, layers: 3, seed: 11, ..micro },
     ]
 }
 

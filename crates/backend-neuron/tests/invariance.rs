@@ -56,7 +56,8 @@ fn threads_and_instruction_sets_change_no_bit() {
         MicroShape { hidden: 300, heads: 6, kv_heads: 2, head_dim: 50, ffn: 700, seed: 8, ..micro.clone() }
             .build()
             .unwrap(),
-        MicroShape { attention_bias: true, mlp_bias: true, seed: 9, ..micro }.build().unwrap(),
+        MicroShape { attention_bias: true, mlp_bias: true, seed: 9, ..micro.clone() }.build().unwrap(),
+        MicroShape { qk_norm: true, head_dim: 26, seed: 12, ..micro }.build().unwrap(),
         Model::load(&ModelSource::resolve(ModelSource::BUILT_IN[0]).unwrap()).unwrap(),
     ];
     for model in &models {

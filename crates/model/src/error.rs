@@ -11,9 +11,9 @@ use holdfast_types::{Digest, Failure, Reason};
 /// Why a model cannot be used. Every variant names the file and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// The name is neither a built-in model nor a directory.
+    /// The name is neither a built-in model nor a directory nor a GGUF file.
     #[error(
-        "no model named {name:?}: built in are {built_in}; otherwise give the path of a directory with config.json"
+        "no model named {name:?}: built in are {built_in}; otherwise give the path of a directory with config.json, or of a .gguf file"
     )]
     UnknownName {
         /// What was asked for.
@@ -22,14 +22,14 @@ pub enum ModelError {
         built_in: String,
     },
     /// A file cannot be read.
-    #[error("{path}: {source}; give a readable directory in Hugging Face layout", path = path.display())]
+    #[error("{path}: {source}; give a readable directory in Hugging Face layout, or a .gguf file", path = path.display())]
     Read {
         /// The file or directory.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
-    /// `config.json` is malformed or describes something that is not understood.
+    /// `config.json`, or the metadata of a GGUF file, is malformed or describes something that is not understood.
     #[error("{path}: {problem}; correct the file or use another model", path = path.display())]
     Config {
         /// The file.
@@ -56,7 +56,7 @@ pub enum ModelError {
         problem: String,
     },
     /// A weights file or its index is malformed.
-    #[error("{path}: {problem}; download it again or convert it to safetensors anew", path = path.display())]
+    #[error("{path}: {problem}; download it again or convert it anew", path = path.display())]
     Weights {
         /// The file.
         path: PathBuf,
@@ -92,7 +92,7 @@ pub enum ModelError {
         found: Vec<usize>,
     },
     /// A tensor has an element type that is not read.
-    #[error("{path}: tensor {name} holds {found}; F32, F16 and BF16 are read: convert it", path = path.display())]
+    #[error("{path}: tensor {name} holds {found}; {read} are read: convert it", path = path.display())]
     WrongDtype {
         /// The model's directory or weights file.
         path: PathBuf,
@@ -100,6 +100,8 @@ pub enum ModelError {
         name: String,
         /// Its element type.
         found: String,
+        /// The types that are read.
+        read: &'static str,
     },
     /// A weight is not a finite number.
     #[error("{path}: tensor {name} holds {value} at element {index}; the file is damaged or training diverged: use another copy", path = path.display())]
@@ -134,7 +136,7 @@ pub enum ModelError {
         problem: String,
     },
     /// The tokenizer cannot be used.
-    #[error("{path}: {problem}; use the tokenizer.json that was published with the weights", path = path.display())]
+    #[error("{path}: {problem}; use the tokenizer that was published with the weights", path = path.display())]
     Tokenizer {
         /// The file.
         path: PathBuf,
@@ -162,12 +164,12 @@ pub enum ModelError {
         vocab_size: u32,
     },
     /// No file names a token that ends a turn.
-    #[error("{path}: no end-of-turn token; set eos_token_id in generation_config.json", path = path.display())]
+    #[error("{path}: no end-of-turn token; set eos_token_id in generation_config.json, or tokenizer.ggml.eos_token_id in a GGUF file", path = path.display())]
     NoStopToken {
         /// The model's directory.
         path: PathBuf,
     },
-    /// `generation_config.json` or `tokenizer_config.json` is malformed.
+    /// `generation_config.json`, `tokenizer_config.json`, or what a GGUF file says in their place, is malformed.
     #[error("{path}: {problem}; correct the file or remove the key", path = path.display())]
     Settings {
         /// The file.
@@ -176,7 +178,7 @@ pub enum ModelError {
         problem: String,
     },
     /// There is no chat template.
-    #[error("{path}: no chat template; add chat_template.jinja", path = path.display())]
+    #[error("{path}: no chat template; add chat_template.jinja, or tokenizer.chat_template to a GGUF file", path = path.display())]
     NoTemplate {
         /// The model's directory.
         path: PathBuf,

@@ -1,6 +1,6 @@
 //! A model on disk to memory: config, weights, tokenizer, template, and the reference forward pass.
 //!
-//! In: a [`ModelSource`], the built-in Pebble or a directory in Hugging Face layout. Out: a [`Model`]: a decoder described by
+//! In: a [`ModelSource`], the built-in Pebble, a directory in Hugging Face layout or a GGUF file. Out: a [`Model`]: a decoder described by
 //! data ([`DecoderConfig`]), its [`Weights`] as f32, and everything about its text ([`ModelText`]); and [`Reference`], the
 //! plain forward pass that every backend is compared with. The files are refused with a reason and a next step
 //! ([`ModelError`]) rather than half understood. Deliberately not here: fast kernels and quantisation (backends), sessions
@@ -10,6 +10,7 @@ mod bytes;
 mod config;
 mod error;
 mod form;
+mod gguf;
 mod messages;
 mod model;
 mod pebble;

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::weights::{WeightBytes, verify_checksums};
-use crate::{DecoderConfig, ModelError, ModelSource, ModelText, TextFiles, Weights, pebble};
+use crate::{DecoderConfig, ModelError, ModelSource, ModelText, TextFiles, Weights, gguf, pebble};
 
 const CONFIG_FILE: &str = "config.json";
 
 /// A model, whole and checked. Immutable; shared by backends, workers and tests through an [`Arc`].
 ///
-/// The files of a directory stay mapped as long as the value lives, and must not change meanwhile.
+/// The files stay mapped as long as the value lives, and must not change meanwhile.
 #[derive(Debug)]
 pub struct Model {
     config: DecoderConfig,
@@ -30,6 +30,7 @@ impl Model {
             ModelSource::BuiltIn(name) if name == pebble::NAME => pebble::load(),
             ModelSource::BuiltIn(name) => Err(ModelSource::unknown(name)),
             ModelSource::Directory(path) => Self::from_directory(path),
+            ModelSource::File(path) => Self::from_gguf(path),
         }
     }
 
@@ -54,11 +55,18 @@ impl Model {
     }
 
     fn from_directory(directory: &Path) -> Result<Self, ModelError> {
-        verify_checksums(directory)?;
+        verify_checksums(directory, None)?;
         let files = TextFiles::from_directory(directory)?;
         let config = DecoderConfig::parse(&files.config, &directory.join(CONFIG_FILE))?;
         let weights = Weights::from_directory(directory, &config)?;
         Self::assemble(directory, config, weights, &files)
+    }
+
+    fn from_gguf(path: &Path) -> Result<Self, ModelError> {
+        verify_checksums(path.parent().unwrap_or(Path::new("")), path.file_name())?;
+        let parts = gguf::read(path)?;
+        let weights = Weights::from_gguf(path, parts.tensors, &parts.config)?;
+        Self::assemble(path, parts.config, weights, &parts.text)
     }
 
     /// From files in memory. `path` stands for a directory in messages.

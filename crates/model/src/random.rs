@@ -71,6 +71,8 @@ pub struct MicroShape {
     pub attention_bias: bool,
     /// Biases on the feed-forward.
     pub mlp_bias: bool,
+    /// Norms of query and key heads: the family is Qwen3, which has no biases on the feed-forward.
+    pub qk_norm: bool,
     /// The output matrix is the embedding.
     pub tied: bool,
     /// Llama 3's stretched rotary frequencies.
@@ -103,6 +105,7 @@ impl Default for MicroShape {
             context_limit: 512,
             attention_bias: false,
             mlp_bias: false,
+            qk_norm: false,
             tied: true,
             llama3_rope: false,
             dtype: MicroDtype::F32,
@@ -139,8 +142,10 @@ impl MicroShape {
     pub fn text_files(&self) -> TextFiles {
         let rope_scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 64});
+        let (architecture, model_type) =
+            if self.qk_norm { ("Qwen3ForCausalLM", "qwen3") } else { ("LlamaForCausalLM", "llama") };
         let config = json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+            "architectures": [architecture], "model_type": model_type, "hidden_act": "silu",
             "hidden_size": self.hidden, "intermediate_size": self.ffn, "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
             "vocab_size": self.vocab_size, "max_position_embeddings": self.context_limit, "rms_norm_eps": 1e-5,

@@ -4,7 +4,7 @@
 //! batching, nothing clever, one line per operation of the published model (Llama: Touvron et al., 2023; grouped-query
 //! attention: Ainslie et al., 2023; rotary embedding: Su et al., 2021). Deliberately not here: speed.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, Device, Error, Result, Tensor};
 
 use crate::{DecoderConfig, Model, ModelError};
 
@@ -22,6 +22,8 @@ struct Layer {
     q: Linear,
     k: Linear,
     v: Linear,
+    /// Of q and of k.
+    qk_norm: Option<(Tensor, Tensor)>,
     output: Linear,
     ffn_norm: Tensor,
     gate: Linear,
@@ -72,6 +74,7 @@ impl Reference {
                 q: Linear::new(w.q, w.q_bias, q, hidden)?,
                 k: Linear::new(w.k, w.k_bias, kv, hidden)?,
                 v: Linear::new(w.v, w.v_bias, kv, hidden)?,
+                qk_norm: w.q_norm.zip(w.k_norm).map(|(q, k)| Ok::<_, Error>((vector(q)?, vector(k)?))).transpose()?,
                 output: Linear::new(w.output, w.output_bias, hidden, q)?,
                 ffn_norm: vector(w.ffn_norm)?,
                 gate: Linear::new(w.gate, w.gate_bias, ffn, hidden)?,
@@ -114,8 +117,12 @@ impl Reference {
         let length = x.dim(0)?;
         // [tokens, heads * dim] to [heads, tokens, dim].
         let heads = |t: Tensor, n: usize| t.reshape((length, n, config.head_dim))?.transpose(0, 1)?.contiguous();
-        let q = rotate(&heads(layer.q.apply(x)?, config.heads)?, cos, sin)?;
-        let k = rotate(&heads(layer.k.apply(x)?, config.kv_heads)?, cos, sin)?;
+        let mut q = heads(layer.q.apply(x)?, config.heads)?;
+        let mut k = heads(layer.k.apply(x)?, config.kv_heads)?;
+        if let Some((q_norm, k_norm)) = &layer.qk_norm {
+            (q, k) = (self.norm(&q, q_norm)?, self.norm(&k, k_norm)?);
+        }
+        let (q, k) = (rotate(&q, cos, sin)?, rotate(&k, cos, sin)?);
         let v = heads(layer.v.apply(x)?, config.kv_heads)?;
         // Query head i reads key head i / group.
         let group = config.heads / config.kv_heads;

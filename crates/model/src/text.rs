@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::bytes::{Spelling, TokenBytes};
 use crate::render::Closings;
+use crate::source::part;
 use crate::template::{DEFAULT, Templates};
 use crate::tokenizer::TextEncoder;
 use crate::{ModelError, ToolCallForm};
@@ -139,7 +140,7 @@ impl ModelText {
         context_limit: u32,
         weights: Digest,
     ) -> Result<Self, ModelError> {
-        let tokenizer_path = path.join(TOKENIZER);
+        let tokenizer_path = part(path, TOKENIZER);
         let tokenizer_error = |problem: String| ModelError::Tokenizer { path: tokenizer_path.clone(), problem };
         let json: Map<String, Value> =
             serde_json::from_str(&files.tokenizer).map_err(|e| tokenizer_error(format!("not a JSON object: {e}")))?;
@@ -155,7 +156,7 @@ impl ModelText {
         let specials: HashMap<_, _> =
             encoder.controls().iter().filter(|t| t.special).map(|t| (t.id, t.text.clone())).collect();
 
-        let object = |name: &str, text: &Option<String>| read_object(&path.join(name), text.as_deref());
+        let object = |name: &str, text: &Option<String>| read_object(&part(path, name), text.as_deref());
         let tokenizer_config = object(TOKENIZER_CONFIG, &files.tokenizer_config)?;
         let special_map = object(SPECIALS, &files.special_tokens_map)?;
         let generation = object(GENERATION, &files.generation_config)?;
@@ -163,12 +164,12 @@ impl ModelText {
         let role_texts = role_texts(&special_map, &tokenizer_config);
 
         let stop_tokens = stop_tokens(path, &config, &generation, &role_texts, &encoder, vocab_size)?;
-        let defaults = sampling_defaults(&path.join(GENERATION), &generation)?;
+        let defaults = sampling_defaults(&part(path, GENERATION), &generation)?;
         let templates = templates(path, files, &tokenizer_config, role_texts)?;
         let mut form = match &files.tool_call_form {
             Some(text) => Some(
                 ToolCallForm::parse_file(text)
-                    .map_err(|problem| ModelError::ToolForm { path: path.join(FORM), problem })?,
+                    .map_err(|problem| ModelError::ToolForm { path: part(path, FORM), problem })?,
             ),
             None => templates.names().find_map(|name| ToolCallForm::of_template(templates.source(name))),
         };
@@ -300,7 +301,7 @@ fn stop_tokens(
                 Some(id) if id < u64::from(vocab_size) => all.push(id as TokenId),
                 _ => {
                     let problem = format!("eos_token_id {id} is no token; there are {vocab_size}");
-                    return Err(ModelError::Settings { path: path.join(file), problem });
+                    return Err(ModelError::Settings { path: part(path, file), problem });
                 }
             }
         }
@@ -359,7 +360,7 @@ fn templates(
     for entry in list {
         let (Some(name), Some(source)) = (entry["name"].as_str(), entry["template"].as_str()) else {
             let problem = "an entry of chat_template has no name or no template".to_owned();
-            return Err(ModelError::Settings { path: path.join(TOKENIZER_CONFIG), problem });
+            return Err(ModelError::Settings { path: part(path, TOKENIZER_CONFIG), problem });
         };
         sources.insert(name.to_owned(), source.to_owned());
     }
