@@ -44,7 +44,7 @@ pub(crate) struct SettingsArgs {
     /// Where sessions are kept; one process owns it at a time [default: ~/.local/share/holdfast].
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// A model to serve: `pebble` (built in), a directory in Hugging Face layout, or NAME=DIRECTORY. May be repeated; the
+    /// A model to serve: `pebble` (built in), a directory in Hugging Face layout, a GGUF file, or NAME=PATH. May be repeated; the
     /// first is the default.
     #[arg(long = "model", value_name = "NAME|PATH")]
     pub(crate) models: Vec<String>,

@@ -178,11 +178,11 @@ fn sources(settings: &Settings) -> anyhow::Result<Vec<(String, ModelSource)>> {
         };
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')) {
             bail!(
-                "INVALID_SETTING: models: {name:?} is no model name; write NAME=DIRECTORY with letters, digits, '.', '_', '-'"
+                "INVALID_SETTING: models: {name:?} is no model name; write NAME=PATH with letters, digits, '.', '_', '-'"
             );
         }
         if !names.insert(name.clone()) {
-            bail!("INVALID_SETTING: models: {name} is named twice; write NAME=DIRECTORY to tell them apart");
+            bail!("INVALID_SETTING: models: {name} is named twice; write NAME=PATH to tell them apart");
         }
         sources.push((name, source));
     }

@@ -24,7 +24,7 @@ pub(crate) struct Settings {
     pub(crate) insecure: bool,
     /// Where sessions are kept.
     pub(crate) data_dir: PathBuf,
-    /// Served models: a built-in name, a directory, or NAME=DIRECTORY. The first is the default model.
+    /// Served models: a built-in name, a directory, a GGUF file, or NAME=PATH. The first is the default model.
     pub(crate) models: Vec<String>,
     /// The device that each model runs on.
     pub(crate) device: DeviceSettings,
