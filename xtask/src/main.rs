@@ -1,4 +1,4 @@
-//! The habits of the house, one command each: `check`, `test`, `demo`, `bench`, `contract`, `fmt`.
+//! The habits of the house, one command each: `check`, `test`, `demo`, `bench`, `make-model`, `contract`, `fmt`.
 //!
 //! In: the command line. Out: other programs run in the workspace's root, findings on the terminal, and an exit status that
 //! CI can believe. Deliberately not here: any of the project's crates. xtask must build, and say what is wrong, when they
@@ -12,6 +12,7 @@ mod contract;
 mod demo;
 mod edges;
 mod fmt;
+mod make_model;
 mod process;
 mod test;
 mod tidy;
@@ -37,6 +38,7 @@ enum Command {
     Test(test::Arguments),
     Demo(demo::Arguments),
     Contract(contract::Arguments),
+    MakeModel(make_model::Arguments),
     /// Format every Rust file of the workspace
     Fmt,
 }
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Contract(arguments) => contract::run(&arguments),
+        Command::MakeModel(arguments) => make_model::run(&arguments),
         Command::Fmt => fmt::run(),
     };
     match done {

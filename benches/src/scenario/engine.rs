@@ -89,7 +89,7 @@ impl Play for Arguments {
         let peer = self.peer_engine.as_deref().map(PeerEngine::new);
         stage.progress.set_length((u64::from(repetitions) + 1) * tests.len() as u64);
 
-        let chosen = Chosen::pick(stage.common, SHAPE)?;
+        let chosen = Chosen::pick(stage.common, SHAPE, &stage.progress)?;
         stage.progress.set_message("loading the model");
         let model = Model::load(&ModelSource::resolve(&chosen.path)?)?;
         let mut settings = Settings::of(&stage.common.set)?.device;

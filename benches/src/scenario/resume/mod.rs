@@ -63,7 +63,7 @@ impl Play for Arguments {
     }
 
     async fn play(&self, stage: &mut Stage<'_>) -> anyhow::Result<Outcome> {
-        let model = Chosen::pick(&self.common, SHAPE)?;
+        let model = Chosen::pick(&self.common, SHAPE, &stage.progress)?;
         let launch = Launch::serve(&self.common, &model.path, &[])?;
         let said = self.said();
         stage.progress.set_length(3 + u64::from(self.repetitions()));

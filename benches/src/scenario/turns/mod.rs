@@ -85,7 +85,7 @@ impl Play for Arguments {
     }
 
     async fn play(&self, stage: &mut Stage<'_>) -> anyhow::Result<Outcome> {
-        let model = Chosen::pick(&self.common, SHAPE)?;
+        let model = Chosen::pick(&self.common, SHAPE, &stage.progress)?;
         stage.progress.set_message("starting the runtime");
         let server = Server::start(&Launch::serve(&self.common, &model.path, &[])?).await?;
         let perfect = engine::perfect(&model, &self.common)?;
