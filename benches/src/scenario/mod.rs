@@ -5,9 +5,12 @@
 
 pub(crate) mod dense;
 pub(crate) mod engine;
+mod failures;
 pub(crate) mod interference;
 pub(crate) mod overhead;
 pub(crate) mod resume;
+mod side;
+mod sizing;
 pub(crate) mod turns;
 
 use std::time::{Duration, SystemTime};
