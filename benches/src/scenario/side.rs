@@ -14,20 +14,27 @@ pub(crate) enum Side {
     /// Our runtime, with sessions.
     Ours(Client),
     /// Another server, with the history as text each time.
-    Peer(Peer),
+    Peer(OpenAi),
 }
 
 impl Side {
     /// Ours first, then each of `peers`.
-    pub(crate) fn all(client: &Client, peers: &[Peer]) -> Vec<Self> {
-        std::iter::once(Self::Ours(client.clone())).chain(peers.iter().cloned().map(Self::Peer)).collect()
+    ///
+    /// # Errors
+    /// When a peer does not answer.
+    pub(crate) async fn all(client: &Client, peers: &[Peer]) -> anyhow::Result<Vec<Self>> {
+        let mut sides = vec![Self::Ours(client.clone())];
+        for peer in peers {
+            sides.push(Self::Peer(OpenAi::connect(peer).await?));
+        }
+        Ok(sides)
     }
 
     /// What a reader calls it.
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Ours(_) => "holdfast",
-            Self::Peer(peer) => &peer.name,
+            Self::Peer(peer) => peer.name(),
         }
     }
 
@@ -38,7 +45,7 @@ impl Side {
     pub(crate) async fn open(&self) -> anyhow::Result<Player> {
         Ok(match self {
             Self::Ours(client) => Player::Session(Session::create(client).await?),
-            Self::Peer(peer) => Player::OpenAi(OpenAi::new(peer)),
+            Self::Peer(peer) => Player::OpenAi(peer.fresh()),
         })
     }
 }

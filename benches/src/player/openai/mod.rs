@@ -34,6 +34,7 @@ pub(crate) struct Peer {
 }
 
 /// A conversation that this side keeps.
+#[derive(Clone)]
 pub(crate) struct OpenAi {
     connection: Connection,
     messages: Vec<wire::Message>,
@@ -95,6 +96,11 @@ impl OpenAi {
         Ok(Self { connection, messages: Vec::new() })
     }
 
+    /// What a reader calls it.
+    pub(crate) fn name(&self) -> &str {
+        &self.connection.peer.name
+    }
+
     /// An empty conversation on the same server.
     pub(crate) fn fresh(&self) -> Self {
         Self { connection: self.connection.clone(), messages: Vec::new() }
@@ -105,8 +111,7 @@ impl OpenAi {
         self.messages.extend(said.iter().map(|said| wire::Message::user(said.text())));
         let watch = Stopwatch::start();
         let reply = self.complete(max_tokens).await?;
-        let name = &self.connection.peer.name;
-        let answer = read(watch, reply).await.with_context(|| format!("peer {name}"))?;
+        let answer = read(watch, reply).await.with_context(|| format!("peer {}", self.name()))?;
         self.messages.push(wire::Message::assistant(&answer.text));
         Ok(answer)
     }

@@ -114,7 +114,7 @@ impl Play for Arguments {
     }
 
     async fn play(&self, stage: &mut Stage<'_>) -> anyhow::Result<Outcome> {
-        let model = Chosen::pick(&self.common, SHAPE)?;
+        let model = Chosen::pick(&self.common, SHAPE, &stage.progress)?;
         stage.progress.set_message("asking the model for its measures");
         let sizing = Sizing::find_out(&self.common, &model.path).await?;
         let plan = self.plan(sizing)?;
@@ -174,7 +174,7 @@ impl Arguments {
     /// Everybody alone first, then the load: ours, peer, ours, peer.
     async fn play_all(&self, plan: &Plan, server: &Server, stage: &mut Stage<'_>) -> anyhow::Result<Sides> {
         let mut all = Vec::new();
-        for side in Side::all(&server.client().await?, &self.peers.peers) {
+        for side in Side::all(&server.client().await?, &self.peers.peers).await? {
             let agents = Population::new(&side, plan.habits, plan.sessions, plan.seed);
             let played = prepare(&agents, plan, stage).await?;
             all.push((agents, played));

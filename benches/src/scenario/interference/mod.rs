@@ -71,7 +71,7 @@ impl Play for Arguments {
     }
 
     async fn play(&self, stage: &mut Stage<'_>) -> anyhow::Result<Outcome> {
-        let model = Chosen::pick(&self.common, SHAPE)?;
+        let model = Chosen::pick(&self.common, SHAPE, &stage.progress)?;
         stage.progress.set_message("asking the model for its measures");
         let lengths = self.lengths(Sizing::find_out(&self.common, &model.path).await?)?;
         let pool_tokens = REPETITIONS_HELD * (4 * lengths.prompt_tokens + 8 * lengths.answer_tokens as usize);
@@ -115,7 +115,7 @@ impl Arguments {
 
     /// Every repetition with every side, one after the other.
     async fn play_all(&self, lengths: &Lengths, server: &Server, stage: &mut Stage<'_>) -> anyhow::Result<Vec<Played>> {
-        let sides = Side::all(&server.client().await?, &self.peers.peers);
+        let sides = Side::all(&server.client().await?, &self.peers.peers).await?;
         stage.progress.set_length(u64::from(self.repetitions() + 1) * sides.len() as u64);
         let warm_up =
             Lengths { prompt_tokens: WARM_UP_TOKENS.into(), answer_tokens: WARM_UP_TOKENS.into(), ..*lengths };
