@@ -8,6 +8,7 @@
 
 mod draw;
 mod engine;
+mod file;
 mod html;
 mod machine;
 mod model;

@@ -5,10 +5,10 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::file::write_whole;
 use crate::machine::{Machine, Revision};
 use crate::noise::Verdict;
 use crate::options::Common;
@@ -114,12 +114,6 @@ impl Report {
     /// # Errors
     /// When the file cannot be written, with its path.
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let cannot = || format!("{} cannot be written", path.display());
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(directory).with_context(cannot)?;
-        let mut file = tempfile::NamedTempFile::new_in(directory).with_context(cannot)?;
-        serde_json::to_writer_pretty(&mut file, self).with_context(cannot)?;
-        file.persist(path).with_context(cannot)?;
-        Ok(())
+        write_whole(path, &serde_json::to_vec_pretty(self)?)
     }
 }

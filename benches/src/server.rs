@@ -65,11 +65,6 @@ impl Server {
         Ok(Self { child, data, address })
     }
 
-    /// `HOST:PORT`.
-    pub(crate) fn address(&self) -> &str {
-        &self.address
-    }
-
     /// Where it keeps its data.
     pub(crate) fn data(&self) -> &Path {
         self.data.path()

@@ -3,14 +3,13 @@
 //! In: reports. Out: the file. What a report says in the terminal, the page says too; settings and the JSON are folded away.
 //! Deliberately not here: the page's looks (`report.html`) and the drawing of plots.
 
-use std::io::Write as _;
 use std::path::Path;
 
-use anyhow::Context as _;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value, context};
 
 use crate::draw;
+use crate::file::write_whole;
 use crate::report::Report;
 
 const PAGE: &str = include_str!("report.html");
@@ -20,14 +19,7 @@ const PAGE: &str = include_str!("report.html");
 /// # Errors
 /// When the file cannot be written, with its path.
 pub(crate) fn write(reports: &[Report], path: &Path) -> anyhow::Result<()> {
-    let page = render(reports)?;
-    let cannot = || format!("{} cannot be written", path.display());
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(directory).with_context(cannot)?;
-    let mut file = tempfile::NamedTempFile::new_in(directory).with_context(cannot)?;
-    file.write_all(page.as_bytes()).with_context(cannot)?;
-    file.persist(path).with_context(cannot)?;
-    Ok(())
+    write_whole(path, render(reports)?.as_bytes())
 }
 
 fn render(reports: &[Report]) -> anyhow::Result<String> {

@@ -162,12 +162,10 @@ pub(crate) fn plots(sides: &[Played]) -> Vec<Plot> {
 fn plot(name: &str, repetition: &Repetition) -> Plot {
     let gaps: Vec<(f64, f64)> =
         repetition.gaps.iter().map(|gap| (gap.begin_s + gap.length_s, gap.length_s * 1e3)).collect();
-    let top = gaps.iter().map(|gap| gap.1).fold(f64::MIN_POSITIVE, f64::max);
-    // Above all gaps, one over the other.
-    let prompt = |label: &str, seconds: f64, height: f64| Series {
+    let prompt = |label: &str, seconds: f64| Series {
         name: label.to_owned(),
-        points: vec![(0.0, top * height), (seconds, top * height)],
-        shape: Shape::Line,
+        points: vec![(0.0, seconds)],
+        shape: Shape::Intervals,
     };
     let [first, second] = repetition.loaded.seconds;
     Plot {
@@ -177,8 +175,8 @@ fn plot(name: &str, repetition: &Repetition) -> Plot {
         y: Axis::logarithmic("gap between words [ms]"),
         series: vec![
             Series { name: "gaps".to_owned(), points: gaps, shape: Shape::Dots },
-            prompt("first prompt is read", first, 1.5),
-            prompt("second prompt is read", second, 2.0),
+            prompt("first prompt is read", first),
+            prompt("second prompt is read", second),
         ],
     }
 }

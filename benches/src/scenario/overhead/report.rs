@@ -226,7 +226,7 @@ fn throughput(loads: &[Rates]) -> Plot {
         shape: Shape::Line,
     };
     Plot {
-        name: "overhead_throughput".to_owned(),
+        name: "overhead-throughput".to_owned(),
         title: "A device that costs nothing: what reaches the clients".to_owned(),
         x: Axis::logarithmic("clients in a closed loop"),
         y: Axis::logarithmic("per second [1/s]"),
@@ -245,7 +245,7 @@ fn latency(measured: &Measured) -> Plot {
         Series { name: name.to_owned(), points: points.collect(), shape: Shape::Line }
     };
     Plot {
-        name: "overhead_latency".to_owned(),
+        name: "overhead-latency".to_owned(),
         title: "One turn at a time: what is not the device".to_owned(),
         x: Axis::logarithmic("from the request to the first token [ms]"),
         y: Axis::linear("turns that had it by then [%]"),
@@ -264,7 +264,7 @@ fn step_costs(measured: &Measured) -> Plot {
         shape: Shape::Line,
     };
     Plot {
-        name: "overhead_step".to_owned(),
+        name: "overhead-step".to_owned(),
         title: "A step in which all decode, by itself".to_owned(),
         x: Axis::logarithmic("sequences"),
         y: Axis::logarithmic("time of a step [us]"),
