@@ -31,12 +31,12 @@ pub(crate) fn text(rng: &mut Rng, tokens: usize) -> String {
     text
 }
 
-/// The turns of one conversation of an agent: a short request of the user at first and now and then, results of tools of 50 to 200
-/// tokens in between.
+/// The turns of one conversation of an agent: short requests of the user and results of tools of 50 to 200 tokens, about as many
+/// of either; a hundred of them, with short answers, grow to about ten thousand tokens.
 pub(crate) fn agent_turns(rng: &mut Rng, count: usize) -> Vec<Said> {
     (0..count)
         .map(|turn| {
-            if turn == 0 || rng.u8(..5) == 0 {
+            if turn == 0 || rng.bool() {
                 let tokens = rng.usize(8..=24);
                 Said::User(text(rng, tokens))
             } else {
