@@ -1,7 +1,8 @@
 //! Every scenario, played small by the real driver against a real runtime: it ends by itself, and its JSON, its plots and its page hold
 //! what the documentation names. No figure is judged here: how fast a test machine is says nothing.
 //!
-//! Needs the `holdfast` binary beside the driver's, which `cargo test --workspace` builds.
+//! Needs the `holdfast` binary beside the driver's, which `cargo test --workspace` builds; with a selection of tests, choose one of the
+//! `holdfast` package too, or the binary may be an old one.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -99,8 +100,9 @@ fn turns() {
 #[test]
 fn dense() {
     let stage = Stage::new();
-    let small = ["--sessions", "3", "--load-s", "2", "--opening-tokens", "40", "--turn-tokens", "8", "--answer-tokens", "4"];
-    let report = stage.report("dense", &[["--model", &stage.model()].as_slice(), &small].concat());
+    let few = ["--sessions", "3", "--turns-median", "12", "--load-s", "2"];
+    let short = ["--opening-tokens", "40", "--turn-tokens", "8", "--answer-tokens", "4"];
+    let report = stage.report("dense", &[["--model", &stage.model()].as_slice(), &few, &short].concat());
     let keys = [
         "sessions",
         "oversubscription",

@@ -42,9 +42,10 @@ impl Habits {
         (self.turns_median * TURNS_MAX_MEDIANS).ceil() as usize
     }
 
-    /// The largest context that a conversation may come to.
+    /// The largest context that a conversation may come to: a quarter beyond what its turns add up to, because short texts end with
+    /// a whole word, which is longer than what was asked for.
     pub(crate) fn context_max(&self) -> usize {
-        self.history_tokens(self.turns_max()) + 2 * (self.turn_tokens + self.answer_tokens)
+        (self.history_tokens(self.turns_max()) + 2 * (self.turn_tokens + self.answer_tokens)) * 5 / 4
     }
 }
 
