@@ -57,7 +57,7 @@ pub(crate) struct Tokens {
 pub(crate) enum Player {
     Session(session::Session),
     Stateless(stateless::Stateless),
-    OpenAi(openai::OpenAi),
+    OpenAi(Box<openai::OpenAi>),
 }
 
 impl Player {

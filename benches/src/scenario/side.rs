@@ -14,7 +14,7 @@ pub(crate) enum Side {
     /// Our runtime, with sessions.
     Ours(Client),
     /// Another server, with the history as text each time.
-    Peer(OpenAi),
+    Peer(Box<OpenAi>),
 }
 
 impl Side {
@@ -25,7 +25,7 @@ impl Side {
     pub(crate) async fn all(client: &Client, peers: &[Peer]) -> anyhow::Result<Vec<Self>> {
         let mut sides = vec![Self::Ours(client.clone())];
         for peer in peers {
-            sides.push(Self::Peer(OpenAi::connect(peer).await?));
+            sides.push(Self::Peer(Box::new(OpenAi::connect(peer).await?)));
         }
         Ok(sides)
     }
@@ -45,7 +45,7 @@ impl Side {
     pub(crate) async fn open(&self) -> anyhow::Result<Player> {
         Ok(match self {
             Self::Ours(client) => Player::Session(Session::create(client).await?),
-            Self::Peer(peer) => Player::OpenAi(peer.fresh()),
+            Self::Peer(peer) => Player::OpenAi(Box::new(peer.fresh())),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Scenario `overhead`: what gateway, worker, scheduler and journal cost when the device costs nothing.
 //!
-//! In: the runtime in a process of its own on a device that answers at once ([`device`], [`serve`]). Out: what a client waits for
+//! In: the runtime in a process of its own on a device that answers at once ([`device`], [`mod@serve`]). Out: what a client waits for
 //! that no device could save, how many tokens reach clients at most, what lies in the journal afterwards ([`load`], [`figures`]),
 //! and what a step costs the scheduler alone ([`plan_apply`]). [`report`] says it. Deliberately not here: any model's arithmetic.
 

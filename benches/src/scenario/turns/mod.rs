@@ -146,7 +146,7 @@ impl Arguments {
             line("stateless", Player::Stateless(Stateless::new(client))),
         ];
         for peer in &self.peers.peers {
-            lines.push(line(&peer.name, Player::OpenAi(OpenAi::connect(peer).await?)));
+            lines.push(line(&peer.name, Player::OpenAi(Box::new(OpenAi::connect(peer).await?))));
         }
         Ok(lines)
     }
