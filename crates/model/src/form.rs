@@ -1,8 +1,9 @@
 //! How a model writes tool calls, as data.
 //!
 //! In: a row of the table here, or a model's own `tool_call_form.json`; later the text of a sampled call. Out:
-//! [`ToolCallForm`], [`ParsedCall`], and the tokens that force a call. Deliberately not here: watching sampled text for the
-//! opening; that is a fold of the worker's.
+//! [`ToolCallForm`], [`ParsedCall`], and the tokens that force a call. Deliberately not here: watching sampled text for calls;
+//! that is a fold of the worker's. Nor gpt-oss's harmony form: there a call is one of several channels of an answer, and the
+//! channels have to be told apart first.
 
 use holdfast_types::TokenId;
 use serde::Deserialize;
@@ -10,7 +11,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::ModelText;
 
-/// How a model writes a tool call: `open`, a JSON object with a name and arguments, `close`.
+/// How a model writes a tool call: `open`, a JSON object with a name and arguments, `close`; several as `layout` says.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ToolCallForm {
@@ -20,7 +21,7 @@ pub struct ToolCallForm {
     /// otherwise by the text.
     #[serde(skip)]
     pub open_token: Option<TokenId>,
-    /// What ends a call; `None` when it ends with the generation.
+    /// What ends a call; `None` when it ends with the generation or as `layout` says.
     pub close: Option<String>,
     /// The special token that spells `close`, if one does.
     #[serde(skip)]
@@ -33,6 +34,47 @@ pub struct ToolCallForm {
     pub before_name: String,
     /// What it writes between the name and the arguments.
     pub after_name: String,
+    /// How several calls follow each other.
+    #[serde(default)]
+    pub layout: CallLayout,
+    /// What stands between name and arguments where a call is no object with both.
+    #[serde(default)]
+    pub arguments_mark: Option<String>,
+    /// What stands between the name and an id of the model's own making, which is read over.
+    #[serde(default)]
+    pub id_mark: Option<String>,
+    /// Special tokens that spell the marks: they are text inside of a call.
+    #[serde(skip)]
+    pub mark_tokens: Vec<(TokenId, String)>,
+}
+
+/// How several calls follow each other, and what ends each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallLayout {
+    /// Each is opened, and ends at `close` or with the generation.
+    #[default]
+    Enclosed,
+    /// JSON objects with `;` between them. An answer may begin with one that is not opened.
+    Objects,
+    /// A JSON array of objects, or after each opening one name, mark and object.
+    Array,
+}
+
+impl CallLayout {
+    /// What stands between two calls of one opening.
+    pub fn separator(self) -> Option<char> {
+        match self {
+            Self::Enclosed => None,
+            Self::Objects => Some(';'),
+            Self::Array => Some(','),
+        }
+    }
+
+    /// What may stand before the first call of an opening, and after the last.
+    pub fn brackets(self) -> Option<(char, char)> {
+        (self == Self::Array).then_some(('[', ']'))
+    }
 }
 
 /// A call as read from sampled text.
@@ -52,50 +94,138 @@ struct FormRow {
     template_says: &'static str,
     open: &'static str,
     close: Option<&'static str>,
+    arguments_key: &'static str,
     before_name: &'static str,
     after_name: &'static str,
+    layout: CallLayout,
 }
 
+/// Mistral's mark between name and arguments.
+const ARGS: &str = "[ARGS]";
+/// Mistral's mark between name and id.
+const CALL_ID: &str = "[CALL_ID]";
+
 /// Forms by the template's words, the first that fits.
-const FORMS: &[FormRow] = &[FormRow {
-    // Hermes, Qwen 2.5 and 3, and many fine-tunes.
-    template_says: "<tool_call>",
-    open: "<tool_call>",
-    close: Some("</tool_call>"),
-    before_name: "\n{\"name\": \"",
-    after_name: "\", \"arguments\": ",
-}];
+const FORMS: &[FormRow] = &[
+    // Hermes, Qwen 2.5 and 3, SmolLM3, and many fine-tunes.
+    FormRow {
+        template_says: "<tool_call>",
+        open: "<tool_call>",
+        close: Some("</tool_call>"),
+        arguments_key: "arguments",
+        before_name: "\n{\"name\": \"",
+        after_name: "\", \"arguments\": ",
+        layout: CallLayout::Enclosed,
+    },
+    // Mistral since tokenizer version 11: `[TOOL_CALLS]name[ARGS]{…}`.
+    FormRow {
+        template_says: ARGS,
+        open: "[TOOL_CALLS]",
+        close: None,
+        arguments_key: "arguments",
+        before_name: "",
+        after_name: ARGS,
+        layout: CallLayout::Array,
+    },
+    // Mistral 7B v0.3, whose tokenizer has a space before the array.
+    FormRow {
+        template_says: "[TOOL_CALLS] [",
+        open: "[TOOL_CALLS]",
+        close: None,
+        arguments_key: "arguments",
+        before_name: " [{\"name\": \"",
+        after_name: "\", \"arguments\": ",
+        layout: CallLayout::Array,
+    },
+    // Mistral NeMo and its time.
+    FormRow {
+        template_says: "[TOOL_CALLS]",
+        open: "[TOOL_CALLS]",
+        close: None,
+        arguments_key: "arguments",
+        before_name: "[{\"name\": \"",
+        after_name: "\", \"arguments\": ",
+        layout: CallLayout::Array,
+    },
+    // Llama 3.1, 3.2 and 3.3.
+    FormRow {
+        template_says: "<|start_header_id|>ipython<|end_header_id|>",
+        open: "<|python_tag|>",
+        close: None,
+        arguments_key: "parameters",
+        before_name: "{\"name\": \"",
+        after_name: "\", \"parameters\": ",
+        layout: CallLayout::Objects,
+    },
+];
 
 impl ToolCallForm {
-    /// The form of a template that is in the table.
-    pub(crate) fn of_template(source: &str) -> Option<Self> {
+    /// The form of a chat template that is in the table; its tokens are not known yet.
+    pub fn of_template(source: &str) -> Option<Self> {
         FORMS.iter().find(|row| source.contains(row.template_says)).map(|row| Self {
             open: row.open.to_owned(),
             open_token: None,
             close: row.close.map(str::to_owned),
             close_token: None,
             name_key: "name".to_owned(),
-            arguments_key: "arguments".to_owned(),
+            arguments_key: row.arguments_key.to_owned(),
             before_name: row.before_name.to_owned(),
             after_name: row.after_name.to_owned(),
+            layout: row.layout,
+            // Read whichever of its two ways Mistral's template has: a model knows both.
+            arguments_mark: (row.layout == CallLayout::Array).then(|| ARGS.to_owned()),
+            id_mark: (row.layout == CallLayout::Array).then(|| CALL_ID.to_owned()),
+            mark_tokens: Vec::new(),
         })
     }
 
     /// Reads a `tool_call_form.json`.
     pub(crate) fn parse_file(text: &str) -> Result<Self, String> {
         let form: Self = serde_json::from_str(text).map_err(|e| e.to_string())?;
-        match form.open.is_empty() || form.close.as_ref().is_some_and(String::is_empty) {
-            true => Err("open and close must not be empty".to_owned()),
-            false => Ok(form),
+        let marks = [&form.close, &form.arguments_mark, &form.id_mark];
+        if form.open.is_empty() || marks.into_iter().flatten().any(String::is_empty) {
+            return Err("open, close and marks must not be empty".to_owned());
+        }
+        if form.close.is_some() && form.layout != CallLayout::Enclosed {
+            return Err("close is for the layout enclosed: in the others a call ends with its object".to_owned());
+        }
+        Ok(form)
+    }
+
+    /// Finds the special tokens that spell what the form is made of.
+    pub(crate) fn find_tokens(&mut self, special: impl Fn(&str) -> Option<TokenId>) {
+        self.open_token = special(&self.open);
+        self.close_token = self.close.as_deref().and_then(&special);
+        let marks = [&self.arguments_mark, &self.id_mark].into_iter().flatten();
+        self.mark_tokens = marks.filter_map(|mark| Some((special(mark)?, mark.clone()))).collect();
+    }
+
+    /// Reads the text of one call: between `open` and `close`, or as the layout cuts it. Never fails: what cannot be read is
+    /// said in `parse_error`, and the text is kept.
+    pub fn parse(&self, body: &str) -> ParsedCall {
+        let text = body.trim();
+        let text = match self.layout.brackets() {
+            Some((before, _)) => text.strip_prefix(before).unwrap_or(text).trim_start(),
+            None => text,
+        };
+        match self.arguments_mark.as_deref().filter(|_| !text.starts_with('{')).and_then(|mark| text.split_once(mark)) {
+            Some((head, arguments)) => self.parse_named(head, arguments),
+            None => self.parse_object(body, text),
         }
     }
 
-    /// Reads the text between `open` and `close` (or the end). Never fails: what cannot be read is said in
-    /// `parse_error`, and the text is kept.
-    pub fn parse(&self, body: &str) -> ParsedCall {
+    /// `head` is a name, and perhaps an id after its mark.
+    fn parse_named(&self, head: &str, arguments: &str) -> ParsedCall {
+        let name = self.id_mark.as_deref().and_then(|mark| head.split_once(mark)).map_or(head, |(name, _)| name).trim();
+        let error = read_object(arguments, |_, _| {}).err();
+        let parse_error = if name.is_empty() { Some("the call has no name".to_owned()) } else { error };
+        ParsedCall { name: name.to_owned(), arguments: arguments.trim().to_owned(), parse_error }
+    }
+
+    fn parse_object(&self, body: &str, text: &str) -> ParsedCall {
         let mut name = None;
         let mut arguments = None;
-        let error = read_object(body, |key, raw| {
+        let error = read_object(text, |key, raw| {
             if key == self.name_key {
                 name = serde_json::from_str::<String>(raw).ok();
             } else if key == self.arguments_key {
@@ -120,8 +250,25 @@ impl ToolCallForm {
     /// Tokens after the generation prompt that force a call: of any tool, or of the one named (then the name is spelt out, and
     /// the model goes on with what follows it).
     pub fn forced_prefix(&self, text: &ModelText, name: Option<&str>) -> Vec<TokenId> {
-        let mut ids = text.encode_control(&self.open);
-        let Some(name) = name else { return ids };
+        let objects = self.layout == CallLayout::Objects;
+        // Where an answer may begin with an object of a known tool, that is how the model was taught to call it; only a
+        // call of whichever tool is opened, so that it is a call whatever name follows.
+        let mut ids = match (objects, self.open_token, name) {
+            (false, ..) => text.encode_control(&self.open),
+            (true, Some(token), None) => vec![token],
+            (true, ..) => Vec::new(),
+        };
+        let Some(name) = name else {
+            if objects {
+                ids.extend(text.encode(&self.before_name));
+            }
+            return ids;
+        };
+        if self.arguments_mark.as_ref() == Some(&self.after_name) {
+            ids.extend(text.encode(&format!("{}{name}", self.before_name)));
+            ids.extend(text.encode_control(&self.after_name));
+            return ids;
+        }
         // The model would have merged the end of the prefix with what it writes next: only tokens that lie inside of the prefix
         // when an object follows are forced, so that it is not pushed off its own spelling.
         let quoted = serde_json::Value::from(name).to_string();
@@ -216,10 +363,73 @@ mod tests {
         assert_eq!(form().parse("  nonsense ").arguments, "nonsense");
     }
 
+    fn mistral() -> ToolCallForm {
+        ToolCallForm::of_template("{{ '[TOOL_CALLS][' }}").unwrap()
+    }
+
+    #[test]
+    fn a_template_tells_its_form() {
+        let open =
+            |source: &str| ToolCallForm::of_template(source).map(|form| (form.open, form.before_name, form.layout));
+        let row = |open: &str, before: &str, layout| Some((open.to_owned(), before.to_owned(), layout));
+        assert_eq!(open("'<tool_call>\\n'"), row("<tool_call>", "\n{\"name\": \"", CallLayout::Enclosed));
+        assert_eq!(open("\"[TOOL_CALLS] [\""), row("[TOOL_CALLS]", " [{\"name\": \"", CallLayout::Array));
+        assert_eq!(open("\"[TOOL_CALLS][\""), row("[TOOL_CALLS]", "[{\"name\": \"", CallLayout::Array));
+        assert_eq!(open("'[TOOL_CALLS]' + name + '[ARGS]'"), row("[TOOL_CALLS]", "", CallLayout::Array));
+        assert_eq!(
+            open("<|start_header_id|>ipython<|end_header_id|>"),
+            row("<|python_tag|>", "{\"name\": \"", CallLayout::Objects)
+        );
+        assert_eq!(open("<|im_start|>"), None);
+    }
+
+    #[test]
+    fn one_call_of_mistrals_is_an_element_or_name_mark_and_object() {
+        for (body, name, arguments) in [
+            (" [{\"name\": \"f\", \"arguments\": {\"a\":  1}}", "f", "{\"a\":  1}"),
+            (" {\"name\": \"f\", \"arguments\": {}, \"id\": \"abcdefghi\"}", "f", "{}"),
+            ("f[ARGS]{\"a\":  [1,  2]}", "f", "{\"a\":  [1,  2]}"),
+            (" f [ARGS] {}", "f", "{}"),
+            ("f[CALL_ID]abcdefghi[ARGS]{\"a\": \"[ARGS]\"}", "f", "{\"a\": \"[ARGS]\"}"),
+        ] {
+            let call = ParsedCall { name: name.to_owned(), arguments: arguments.to_owned(), parse_error: None };
+            assert_eq!(mistral().parse(body), call, "{body}");
+        }
+        for (body, name, arguments) in [
+            ("f[ARGS]{\"a\":}", "f", "{\"a\":}"),
+            ("f[ARGS]7", "f", "7"),
+            ("[ARGS]{}", "", "[ARGS]{}"),
+            ("f{}", "", "f{}"),
+            (" []", "", "[]"),
+            (" [{\"name\": \"f\"", "f", "[{\"name\": \"f\""),
+        ] {
+            let call = mistral().parse(body);
+            assert_eq!((call.name.as_str(), call.arguments.as_str()), (name, arguments), "{body}");
+            assert!(call.parse_error.is_some(), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_file_may_say_the_layout_and_the_marks() {
+        let file = |more: &str| {
+            ToolCallForm::parse_file(&format!(
+                "{{\"open\": \"[\", \"name_key\": \"n\", \"arguments_key\": \"a\", \"before_name\": \"\", \"after_name\": \"\"{more}}}"
+            ))
+        };
+        let layouts = ["", ", \"layout\": \"objects\"", ", \"layout\": \"array\", \"arguments_mark\": \"@\""];
+        let read = layouts.map(|more| file(more).unwrap().layout);
+        assert_eq!(read, [CallLayout::Enclosed, CallLayout::Objects, CallLayout::Array]);
+        for wrong in [", \"id_mark\": \"\"", ", \"layout\": \"array\", \"close\": \"]\"", ", \"layout\": \"list\""] {
+            assert!(file(wrong).is_err(), "{wrong}");
+        }
+    }
+
     proptest! {
         #[test]
-        fn no_text_panics(body in "[\\{\\}\\[\\]\":,a-z0-9 \\\\é]{0,60}") {
+        fn no_text_panics(body in "[\\{\\}\\[\\]\":,a-z0-9 \\\\é]{0,60}", marked in "(\\[ARGS\\]|\\[CALL_ID\\]|[\\{\\}a\" ]){0,12}") {
             form().parse(&body);
+            mistral().parse(&body);
+            mistral().parse(&marked);
         }
 
         #[test]

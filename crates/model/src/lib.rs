@@ -29,7 +29,7 @@ pub use config::{
     TensorRole, TensorSpec,
 };
 pub use error::{ModelError, RenderError};
-pub use form::{ParsedCall, ToolCallForm};
+pub use form::{CallLayout, ParsedCall, ToolCallForm};
 pub use model::Model;
 pub use reference::Reference;
 pub use render::{LogEnd, Next, OpenEnd, Prompt};

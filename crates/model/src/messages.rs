@@ -14,12 +14,29 @@ use crate::tokenizer::Marker;
 pub(crate) struct Speaks {
     developer: bool,
     is_error: bool,
+    arguments_text: bool,
+    /// It refuses ids of calls that have not nine letters and digits, as Mistral's do.
+    nine_character_ids: bool,
 }
 
 impl Speaks {
     /// Reads the source.
     pub(crate) fn of(source: &str) -> Self {
-        Self { developer: source.contains("developer"), is_error: source.contains("is_error") }
+        Self {
+            developer: source.contains("developer"),
+            is_error: source.contains("is_error"),
+            arguments_text: source.contains("arguments_text"),
+            nine_character_ids: source.contains("length != 9") || source.contains("length == 9"),
+        }
+    }
+
+    /// The id by which the template is told of a call: the same for the call and its result.
+    fn id(self, call_id: &str, marker: &Marker<'_>) -> String {
+        if !self.nine_character_ids || (call_id.len() == 9 && call_id.bytes().all(|b| b.is_ascii_alphanumeric())) {
+            return marker.text(call_id);
+        }
+        let digest = blake3::hash(call_id.as_bytes()).to_hex();
+        digest[..9].to_owned()
     }
 }
 
@@ -59,7 +76,7 @@ pub(crate) fn messages(items: &[Item], marker: &Marker<'_>, speaks: Speaks) -> V
                 open = Some(Assistant { reasoning: Some(marker.text(text)), ..Assistant::default() });
             }
             ItemContent::ToolCall { call_id, name, arguments, .. } => {
-                open.get_or_insert_default().calls.push(call(call_id, name, arguments, marker));
+                open.get_or_insert_default().calls.push(call(call_id, name, arguments, marker, speaks));
             }
             ItemContent::Message { role, parts } => {
                 out.extend(open.take().map(Assistant::message));
@@ -69,7 +86,7 @@ pub(crate) fn messages(items: &[Item], marker: &Marker<'_>, speaks: Speaks) -> V
                 out.extend(open.take().map(Assistant::message));
                 let text = marker.text(&text_of(parts));
                 let text = if *is_error && !speaks.is_error { format!("Error: {text}") } else { text };
-                let mut message = json!({"role": "tool", "tool_call_id": marker.text(call_id), "content": text,
+                let mut message = json!({"role": "tool", "tool_call_id": speaks.id(call_id, marker), "content": text,
                     "is_error": is_error});
                 if let Some(name) = called_name(items, call_id) {
                     message["name"] = Value::String(marker.text(name));
@@ -127,15 +144,19 @@ impl Assistant {
     }
 }
 
-/// `arguments` is an object where it can be read as one, as templates expect; `arguments_text` is exactly what was given.
-pub(crate) fn call(call_id: &str, name: &str, arguments: &str, marker: &Marker<'_>) -> Value {
+/// `arguments` is an object where it can be read as one, as templates expect; `arguments_text` is exactly what was given, for
+/// templates that ask for it: others write down all that is there.
+fn call(call_id: &str, name: &str, arguments: &str, marker: &Marker<'_>, speaks: Speaks) -> Value {
     let text = marker.text(arguments);
     let value = match serde_json::from_str::<Value>(arguments) {
         Ok(value) => marker.json(&value),
         Err(_) => Value::String(text.clone()),
     };
-    json!({"id": marker.text(call_id), "type": "function",
-        "function": {"name": marker.text(name), "arguments": value, "arguments_text": text}})
+    let mut function = json!({"name": marker.text(name), "arguments": value});
+    if speaks.arguments_text {
+        function["arguments_text"] = Value::String(text);
+    }
+    json!({"id": speaks.id(call_id, marker), "type": "function", "function": function})
 }
 
 fn called_name<'a>(items: &'a [Item], wanted: &str) -> Option<&'a str> {

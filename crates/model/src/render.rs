@@ -119,12 +119,14 @@ impl ModelText {
             LogEnd::Prompted if items.is_empty() => Ok(Vec::new()),
             LogEnd::Prompted => {
                 let mut ids = self.closing(OpenEnd::Prompted);
-                ids.extend(self.delta(&shape, LogEnd::Closed, &new, generate, Some(&marker), items)?);
+                ids.extend(self.delta(&shape, LogEnd::Closed, SHORTEST, &new, generate, Some(&marker), items)?);
                 Ok(ids)
             }
             LogEnd::Closed if items.is_empty() && !generate => Ok(Vec::new()),
             LogEnd::Sampled if items.is_empty() && !generate => Ok(self.closings.after_stop.clone()),
-            LogEnd::Closed | LogEnd::Sampled => self.delta(&shape, after, &new, generate, Some(&marker), items),
+            LogEnd::Closed | LogEnd::Sampled => {
+                self.delta(&shape, after, SHORTEST, &new, generate, Some(&marker), items)
+            }
         }
     }
 
@@ -167,6 +169,10 @@ impl ModelText {
             return false;
         }
         let Ok(base) = self.text_of(shape, &history, &tools, false) else { return false };
+        // A template may keep them for the first message.
+        if (shape.system && !base.contains(SYSTEM)) || (shape.tools && !base.contains(CALLED)) {
+            return false;
+        }
         // A first message of another role may be worked into the beginning as well; one that is refused cannot come.
         ["user", "system"].into_iter().all(|role| {
             let mut all = history.clone();
@@ -178,24 +184,34 @@ impl ModelText {
         })
     }
 
-    /// `render(H + new) − render(H)` for the shortest H that ends as the log does.
+    /// `render(H + new) − render(H)` for an H of this length that ends as the log does.
+    #[expect(clippy::too_many_arguments, reason = "what a rendering depends on; a struct would only rename it")]
     fn delta(
         &self,
         shape: &Shape<'_>,
         after: LogEnd,
+        length: Length,
         new: &[Value],
         generate: bool,
         marker: Option<&Marker<'_>>,
         items: &[Item],
     ) -> Result<Vec<TokenId>, RenderError> {
-        let history = shape.history(&Ending::of(new, after), 1, false);
-        self.delta_after(shape, after, &history, new, generate, marker, items)
+        let ending = Ending::of(new, after);
+        let after_ending = |ending: &Ending| {
+            let history = shape.history(ending, length);
+            self.delta_after(shape, after, &history, new, generate, marker, items)
+        };
+        match (after_ending(&ending), ending) {
+            // Llama's template knows one call of a message; its model makes several nevertheless, and the results are due.
+            (Err(RenderError::Rejected { .. }), Ending::Calls(mut ids)) if ids.len() > 1 => {
+                ids.truncate(1);
+                after_ending(&Ending::Calls(ids))
+            }
+            (delta, _) => delta,
+        }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one call below and one in the proof; a struct would only rename them"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "as above")]
     fn delta_after(
         &self,
         shape: &Shape<'_>,
@@ -283,20 +299,17 @@ impl ModelText {
                     [(LogEnd::Closed, false), (LogEnd::Closed, true), (LogEnd::Sampled, false), (LogEnd::Sampled, true)]
                 {
                     let ending = Ending::of(&new, after);
-                    let delta = |exchanges, rounds| {
-                        let history = shape.history(&ending, exchanges, rounds);
-                        self.delta_after(&shape, after, &history, &new, generate, None, &[])
-                    };
+                    let delta = |length| self.delta(&shape, after, length, &new, generate, None, &[]);
                     let needed = !system && !tools && ending == Ending::Assistant && new[0]["role"] == "user";
                     let what = format!("a new {} message (system {system}, tools {tools})", new[0]["role"]);
-                    let shortest = match delta(1, false) {
+                    let shortest = match delta(SHORTEST) {
                         Ok(shortest) => shortest,
                         Err(RenderError::Rejected { .. }) if !needed => continue,
                         Err(RenderError::Rejected { message }) => return Err(broken(message)),
                         Err(e) => return Err(unstable(format!("{what}: {e}"))),
                     };
                     for (exchanges, rounds) in [(2, false), (3, false), (2, true)] {
-                        match delta(exchanges, rounds) {
+                        match delta(Length { exchanges, rounds }) {
                             Ok(other) if other == shortest => {}
                             Err(RenderError::Rejected { .. }) if rounds => {}
                             Ok(_) => {
@@ -315,7 +328,7 @@ impl ModelText {
 
     /// What the template writes after an assistant's text.
     fn closings_of(&self, shape: &Shape<'_>) -> Result<Closings, String> {
-        let history = shape.history(&Ending::Assistant, 1, false);
+        let history = shape.history(&Ending::Assistant, SHORTEST);
         let text = self.text_of(shape, &history, &[], false).map_err(|e| e.to_string())?;
         let at = text.rfind(ASSISTANT).ok_or("an assistant's text is not rendered")?;
         let after_text = self.encoder.rendered(&text[at + ASSISTANT.len()..], None, false);
@@ -342,6 +355,16 @@ struct Shape<'a> {
     system: bool,
     tools: bool,
 }
+
+/// How long a made-up history is.
+#[derive(Debug, Clone, Copy)]
+struct Length {
+    exchanges: usize,
+    /// A round of tools is in the first of several exchanges.
+    rounds: bool,
+}
+
+const SHORTEST: Length = Length { exchanges: 1, rounds: false };
 
 /// What the made-up history ends with, so that the new messages may follow it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -374,8 +397,8 @@ impl Shape<'_> {
         if self.tools { vec![tool] } else { Vec::new() }
     }
 
-    /// Messages of `exchanges` exchanges, the last one cut at the ending; `rounds` puts a round of tools into the first.
-    fn history(&self, ending: &Ending, exchanges: usize, rounds: bool) -> Vec<Value> {
+    /// Messages of so many exchanges, the last one cut at the ending.
+    fn history(&self, ending: &Ending, Length { exchanges, rounds }: Length) -> Vec<Value> {
         let user = json!({"role": "user", "content": USER});
         let assistant = json!({"role": "assistant", "content": ASSISTANT});
         let calls = |ids: &[String]| {

@@ -22,14 +22,35 @@ const TOOL_USE: &str = "tool_use";
 /// Nesting beyond which a value is not written as JSON.
 const JSON_DEPTH_MAX: usize = 128;
 
-/// Replacements of templates that cannot be rendered piece by piece as published: BLAKE3 of the published source in hexadecimal,
-/// and our source. Empty: no template that we serve needs one.
-const REPLACEMENTS: &[(&str, &str)] = &[];
+/// A part of a published template that makes what was rendered depend on what comes later, and what we render instead. Parts
+/// are known by their words and not by the digest of the whole, since the same ones stand in many templates; that a
+/// template can be rendered piece by piece with its parts replaced is proven like that of any other.
+struct Replacement {
+    published: &'static str,
+    ours: &'static str,
+}
+
+/// Read `docs/decisions/0005-templates-that-look-back.md` for what differs.
+const REPLACEMENTS: &[Replacement] = &[
+    // Qwen3: an answer's reasoning goes away with the next user message, and the last answer has an empty one.
+    Replacement { published: "loop.index0 > ns.last_query_index", ours: "reasoning_content" },
+    // Mistral: tools and instructions move to the last user message. The first one is the first message, or the second.
+    Replacement {
+        published: "(message == user_messages[-1])",
+        ours: "(loop.index0 < 2 and message == user_messages[0])",
+    },
+    Replacement {
+        published: "loop.last and system_message is defined",
+        ours: "loop.first and system_message is defined",
+    },
+];
 
 /// The compiled templates of a model.
 pub(crate) struct Templates {
     environment: Environment<'static>,
     sources: BTreeMap<String, String>,
+    /// Those of them that are rendered otherwise than published.
+    replaced: BTreeMap<String, String>,
     specials: serde_json::Map<String, Value>,
 }
 
@@ -58,13 +79,15 @@ impl Templates {
         environment.add_function("raise_exception", |message: String| -> Result<Jinja, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
+        let mut replaced = BTreeMap::new();
         for (name, source) in &sources {
-            let digest = digest_of(source).to_string();
-            let replaced = REPLACEMENTS.iter().find(|(of, _)| *of == digest).map(|(_, by)| (*by).to_owned());
-            let source = replaced.unwrap_or_else(|| source.clone());
-            environment.add_template_owned(name.clone(), source).map_err(|e| (name.clone(), first_line(&e)))?;
+            let ours = REPLACEMENTS.iter().fold(source.clone(), |text, part| text.replace(part.published, part.ours));
+            if ours != *source {
+                replaced.insert(name.clone(), ours.clone());
+            }
+            environment.add_template_owned(name.clone(), ours).map_err(|e| (name.clone(), first_line(&e)))?;
         }
-        Ok(Self { environment, sources, specials })
+        Ok(Self { environment, sources, replaced, specials })
     }
 
     /// The template for a session: the one it names, else `tool_use` if there are tools, else `default`.
@@ -92,11 +115,15 @@ impl Templates {
         digest_of(self.source(name))
     }
 
-    /// BLAKE3 over all names, sources and special tokens: whatever decides what the templates render.
+    /// BLAKE3 over all names, sources and special tokens, and what is rendered in a source's place: whatever decides what the
+    /// templates render.
     pub(crate) fn digest(&self) -> Digest {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"holdfast templates 1\n");
         hasher.update(json!([self.sources, self.specials]).to_string().as_bytes());
+        if !self.replaced.is_empty() {
+            hasher.update(json!(self.replaced).to_string().as_bytes());
+        }
         Digest(*hasher.finalize().as_bytes())
     }
 

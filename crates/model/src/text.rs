@@ -174,8 +174,7 @@ impl ModelText {
             None => templates.names().find_map(|name| ToolCallForm::of_template(templates.source(name))),
         };
         if let Some(form) = &mut form {
-            let special = |text: &str| specials.iter().find(|(_, t)| *t == text).map(|(id, _)| *id);
-            (form.open_token, form.close_token) = (special(&form.open), form.close.as_deref().and_then(special));
+            form.find_tokens(|text| specials.iter().find(|(_, t)| *t == text).map(|(id, _)| *id));
         }
         let revision = (weights, Digest(*blake3::hash(files.tokenizer.as_bytes()).as_bytes()), templates.digest());
         let mut this = Self {

@@ -87,6 +87,7 @@ impl Alphabet {
                 open_token: Some(OPEN),
                 close: Some(MARKS[CLOSE as usize].to_owned()),
                 close_token: Some(CLOSE),
+                ..CallForm::default()
             },
         }
     }

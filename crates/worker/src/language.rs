@@ -3,6 +3,7 @@
 //! In: items and token ids. Out: token ids and bytes. One trait, so that the fold and the core are tested in microseconds
 //! with a language of a few characters. Deliberately not here: how any of it is done (the model crate's), weights.
 
+pub use holdfast_model::CallLayout;
 use holdfast_types::{Digest, Item, SamplingOverrides, SessionConfig, TokenId, Tool};
 
 /// How a token log ends, as far as rendering what follows depends on it.
@@ -49,16 +50,31 @@ impl<'a> Prompt<'a> {
 }
 
 /// How a model writes a tool call.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CallForm {
     /// The text that opens a call.
     pub open: String,
     /// The single token that opens a call, if there is one.
     pub open_token: Option<TokenId>,
-    /// The text that closes a call; `None`: it ends with the generation.
+    /// The text that closes a call; `None`: it ends with the generation, or as `layout` says.
     pub close: Option<String>,
     /// The single token that closes a call, if there is one.
     pub close_token: Option<TokenId>,
+    /// How several calls follow each other.
+    pub layout: CallLayout,
+    /// Key of the tool's name, where a call may begin without being opened.
+    pub name_key: String,
+    /// Key of the arguments, likewise.
+    pub arguments_key: String,
+    /// Tokens that are text inside of a call, and nothing outside.
+    pub mark_tokens: Vec<(TokenId, String)>,
+}
+
+impl CallForm {
+    /// The token that has to be sampled for any call to begin, if there is one.
+    pub fn only_opening(&self) -> Option<TokenId> {
+        self.open_token.filter(|_| self.layout != CallLayout::Objects)
+    }
 }
 
 /// The text of a call, read.
@@ -92,7 +108,7 @@ pub trait Language: Send + Sync {
     fn has_template(&self, name: &str) -> bool;
     /// How the model writes tool calls; `None` if it cannot.
     fn call_form(&self) -> Option<&CallForm>;
-    /// Reads the text between opening and closing of a call.
+    /// Reads the text of one call.
     fn read_call(&self, body: &str) -> ReadCall;
     /// Tokens that begin a call, of this tool if one is named.
     fn forced_prefix(&self, tool: Option<&str>) -> Vec<TokenId>;

@@ -2,7 +2,7 @@
 //!
 //! Deliberately not here: any decision; only the two vocabularies meet.
 
-use holdfast_model::{ModelText, Next, OpenEnd};
+use holdfast_model::{ModelText, Next, OpenEnd, ToolCallForm};
 use holdfast_types::{Digest, Item, SamplingOverrides, TokenId};
 
 use crate::language::{CallForm, Language, LogEnd, Prompt, ReadCall};
@@ -16,13 +16,23 @@ pub struct TextOfModel {
 impl TextOfModel {
     /// The text side of one model.
     pub fn new(text: std::sync::Arc<ModelText>) -> Self {
-        let form = text.tool_form().map(|form| CallForm {
+        let form = text.tool_form().map(CallForm::from);
+        Self { text, form }
+    }
+}
+
+impl From<&ToolCallForm> for CallForm {
+    fn from(form: &ToolCallForm) -> Self {
+        Self {
             open: form.open.clone(),
             open_token: form.open_token,
             close: form.close.clone(),
             close_token: form.close_token,
-        });
-        Self { text, form }
+            layout: form.layout,
+            name_key: form.name_key.clone(),
+            arguments_key: form.arguments_key.clone(),
+            mark_tokens: form.mark_tokens.clone(),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use holdfast_types::{
 
 use super::{ServedModel, Shared};
 use crate::fold::SessionFold;
-use crate::language::{Language, LogEnd, Prompt};
+use crate::language::{CallForm, Language, LogEnd, Prompt};
 
 /// Items at their places, with the tokens that they become.
 pub(super) struct Rendered {
@@ -302,9 +302,9 @@ pub(super) fn plan_tools(
         ToolChoice::Auto if !names.is_empty() => Err(subset()),
         ToolChoice::Auto | ToolChoice::None => {
             let field = if *choice == ToolChoice::None { "tool_choice" } else { "allowed_tools" };
-            let token = language.call_form().and_then(|form| form.open_token);
+            let token = language.call_form().and_then(CallForm::only_opening);
             let banned = token.ok_or_else(|| {
-                let problem = "this model opens a call with ordinary text: keeping it from calling needs a grammar, which is not built yet";
+                let problem = "this model can begin a call with ordinary text: keeping it from calling needs a grammar, which is not built yet";
                 Failure::field(Reason::FieldNotImplemented, format!("{path}{field}"), problem)
             })?;
             Ok(ToolPlan { forced: Vec::new(), banned: Some(banned) })

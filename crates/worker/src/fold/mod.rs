@@ -4,7 +4,9 @@
 //! numbers are the same however often they are produced. Deliberately not here: what happens next (the core's), the journal
 //! itself, time and randomness.
 
+mod bare;
 mod output;
+mod scanner;
 mod turns;
 
 use std::collections::{HashMap, VecDeque};

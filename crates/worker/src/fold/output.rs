@@ -1,17 +1,19 @@
-//! Sampled tokens to items: UTF-8 boundaries, stop strings, held-back tool calls.
+//! Sampled tokens to items.
 //!
 //! In: sampled tokens with their log positions. Out: [`Piece`]s: items that start, grow and end, without numbers of events.
-//! Deliberately not here: events' sequence, turns, the journal.
+//! Deliberately not here: where text ends and calls begin (the scanner's), events' sequence, turns, the journal.
 //!
-//! Text that may still become a stop string or the opening of a tool call is held back until it is decided. A stop string cuts
+//! Text that may still become a stop string or a tool call is held back until it is decided. A stop string cuts
 //! the text before its first character; the token that completes it is the last one of the log. Stop strings are not looked
-//! for inside of a tool call. White space before a tool call, and at the end after one, belongs to no item.
+//! for inside of a tool call. White space before a tool call, what separates two calls, and white space at the end after
+//! one belong to no item.
 
 use std::sync::Arc;
 
 use holdfast_types::{Item, ItemContent, ItemState, Part, Role, TokenId, TokenLogprob, TokenRange};
 
-use crate::language::Language;
+use super::scanner::{Cut, Markers, Scanner};
+use crate::language::{CallForm, Language};
 
 /// What the tokens of a generation became, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,115 +33,6 @@ pub(crate) enum Piece {
     Done { item: Item, tokens: TokenRange },
 }
 
-/// What decides where text goes; small, so that a look ahead can work on a copy.
-#[derive(Debug, Clone, PartialEq, Default)]
-struct Scanner {
-    /// Bytes that do not make a character yet.
-    bytes: Vec<u8>,
-    /// Text that is not decided yet; inside of a call its text so far.
-    held: String,
-    in_call: bool,
-    stopped: bool,
-}
-
-/// A decision of the scanner.
-#[derive(Debug, PartialEq)]
-enum Cut {
-    Text(String),
-    CallOpened,
-    CallClosed(String),
-    Stopped,
-}
-
-/// The markers a scanner looks for.
-struct Markers<'a> {
-    stops: &'a [String],
-    open: Option<&'a str>,
-    close: Option<&'a str>,
-}
-
-impl Scanner {
-    fn push(&mut self, bytes: &[u8], markers: &Markers<'_>, cuts: &mut Vec<Cut>) {
-        self.bytes.extend_from_slice(bytes);
-        self.take_characters();
-        while !self.stopped && self.step(markers, cuts) {}
-    }
-
-    /// Moves every whole character to the held text; a byte that can begin or go on no character becomes U+FFFD.
-    fn take_characters(&mut self) {
-        loop {
-            match std::str::from_utf8(&self.bytes) {
-                Ok(text) => {
-                    self.held.push_str(text);
-                    self.bytes.clear();
-                    return;
-                }
-                Err(error) => {
-                    let valid = error.valid_up_to();
-                    self.held.push_str(&String::from_utf8_lossy(&self.bytes[..valid]));
-                    let Some(bad) = error.error_len() else {
-                        self.bytes.drain(..valid);
-                        return;
-                    };
-                    self.held.push('\u{FFFD}');
-                    self.bytes.drain(..valid + bad);
-                }
-            }
-        }
-    }
-
-    /// One decision; whether another may follow.
-    fn step(&mut self, markers: &Markers<'_>, cuts: &mut Vec<Cut>) -> bool {
-        if self.in_call {
-            let Some(close) = markers.close else { return false };
-            let Some(at) = self.held.find(close) else { return false };
-            let rest = self.held.split_off(at + close.len());
-            let mut body = std::mem::replace(&mut self.held, rest);
-            body.truncate(at);
-            self.in_call = false;
-            cuts.push(Cut::CallClosed(body));
-            return true;
-        }
-        let stop = markers.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        let open = markers.open.and_then(|open| self.held.find(open).map(|at| (at, open.len())));
-        match (stop, open) {
-            (Some(at), open) if open.is_none_or(|(other, _)| at <= other) => {
-                self.held.truncate(at);
-                self.release(self.held.len(), cuts);
-                self.held.clear();
-                self.stopped = true;
-                cuts.push(Cut::Stopped);
-                false
-            }
-            (_, Some((at, len))) => {
-                self.release(at, cuts);
-                self.held.drain(..len);
-                self.in_call = true;
-                cuts.push(Cut::CallOpened);
-                true
-            }
-            _ => {
-                let all = markers.stops.iter().map(String::as_str).chain(markers.open);
-                let undecided = all.map(|marker| undecided(&self.held, marker)).max().unwrap_or(0);
-                self.release(self.held.len() - undecided, cuts);
-                false
-            }
-        }
-    }
-
-    fn release(&mut self, len: usize, cuts: &mut Vec<Cut>) {
-        if len > 0 {
-            let rest = self.held.split_off(len);
-            cuts.push(Cut::Text(std::mem::replace(&mut self.held, rest)));
-        }
-    }
-}
-
-/// Bytes at the end of `text` that are a proper beginning of `marker`.
-fn undecided(text: &str, marker: &str) -> usize {
-    marker.char_indices().map(|(at, _)| at).rev().find(|at| text.ends_with(&marker[..*at])).unwrap_or(0)
-}
-
 /// The open item.
 #[derive(Debug, Clone, PartialEq)]
 struct OpenItem {
@@ -154,7 +47,8 @@ struct OpenItem {
 pub(crate) struct OutputFold {
     language: Arc<dyn Language>,
     stops: Vec<String>,
-    calls_allowed: bool,
+    /// Names of the tools that may be called; none: calls are not looked for.
+    tools: Arc<[String]>,
     /// `call_{turn}_{generation}_`: what call ids begin with.
     id_prefix: String,
     scanner: Scanner,
@@ -176,14 +70,14 @@ impl OutputFold {
     pub(crate) fn new(
         language: Arc<dyn Language>,
         stops: Vec<String>,
-        calls_allowed: bool,
+        tools: Arc<[String]>,
         (turn, generation): (u32, u32),
         position: u32,
     ) -> Self {
         Self {
             language,
             stops,
-            calls_allowed,
+            tools,
             id_prefix: format!("call_{turn}_{generation}_"),
             scanner: Scanner::default(),
             open: None,
@@ -209,7 +103,7 @@ impl OutputFold {
         self.calls = 0;
         self.sampled = 0;
         self.ended = false;
-        self.scanner.stopped = false;
+        self.scanner.go_on();
         if let Some(open) = &self.open
             && self.parked_call.is_none()
         {
@@ -220,12 +114,12 @@ impl OutputFold {
 
     /// Whether a stop string has appeared.
     pub(crate) fn stopped(&self) -> bool {
-        self.scanner.stopped
+        self.scanner.stopped()
     }
 
     /// Tool calls, if the generation ended here by itself: one that is open would be whole.
     pub(crate) fn calls(&self) -> u32 {
-        self.calls + u32::from(self.scanner.in_call)
+        self.calls + u32::from(self.scanner.in_call())
     }
 
     /// Tokens folded in this generation.
@@ -243,8 +137,8 @@ impl OutputFold {
         }
         let (mut scanner, mut cuts) = (self.scanner.clone(), Vec::new());
         let stops_at = tokens.iter().position(|&id| {
-            scanner.push(self.bytes_of(id), &self.markers(), &mut cuts);
-            scanner.stopped
+            scanner.push(self.bytes_of(id, scanner.in_call()), &self.markers(), &mut cuts);
+            scanner.stopped()
         });
         stops_at.map_or(tokens.len(), |at| at + 1)
     }
@@ -261,15 +155,16 @@ impl OutputFold {
         self.logprobs.extend(logprobs);
         let mut cuts = Vec::new();
         let mut scanner = std::mem::take(&mut self.scanner);
-        scanner.push(self.bytes_of(id), &self.markers(), &mut cuts);
+        scanner.push(self.bytes_of(id, scanner.in_call()), &self.markers(), &mut cuts);
         self.scanner = scanner;
         for cut in cuts {
             match cut {
                 Cut::Text(text) => self.text(text, position, pieces),
-                Cut::CallOpened => {
+                Cut::CallOpened { bare } => {
                     self.blank.clear();
                     self.done(ItemState::Complete, position, pieces);
-                    self.open = Some(OpenItem { start: position, text: String::new() });
+                    let start = if bare { self.uncovered } else { position };
+                    self.open = Some(OpenItem { start, text: String::new() });
                 }
                 Cut::CallClosed(body) => self.call(&body, ItemState::Complete, position + 1, pieces),
                 Cut::Stopped => {}
@@ -283,9 +178,9 @@ impl OutputFold {
             return;
         }
         let early = state == ItemState::Incomplete;
-        if self.scanner.in_call {
+        if self.scanner.in_call() {
             let start = self.open.as_ref().map_or(self.uncovered, |open| open.start);
-            let body = self.scanner.held.clone();
+            let body = self.scanner.call().to_owned();
             self.call(&body, state, end, pieces);
             if early {
                 self.open = Some(OpenItem { start, text: String::new() });
@@ -294,11 +189,7 @@ impl OutputFold {
             }
             return;
         }
-        if !early && !self.scanner.bytes.is_empty() {
-            self.scanner.bytes.clear();
-            self.scanner.held.push('\u{FFFD}');
-        }
-        let held = std::mem::take(&mut self.scanner.held);
+        let held = self.scanner.end(early);
         let last = end.saturating_sub(1);
         if !held.is_empty() {
             self.text(held, last, pieces);
@@ -312,30 +203,34 @@ impl OutputFold {
         self.open = kept;
     }
 
-    fn markers(&self) -> Markers<'_> {
-        let form = if self.calls_allowed { self.language.call_form() } else { None };
-        Markers {
-            stops: &self.stops,
-            open: form.map(|form| form.open.as_str()),
-            close: form.and_then(|form| form.close.as_deref()),
-        }
+    fn form(&self) -> Option<&CallForm> {
+        if self.tools.is_empty() { None } else { self.language.call_form() }
     }
 
-    /// A control token is text only where it opens or closes a call.
-    fn bytes_of(&self, id: TokenId) -> &[u8] {
+    fn markers(&self) -> Markers<'_> {
+        Markers { stops: &self.stops, form: self.form(), tools: &self.tools }
+    }
+
+    /// A control token is text only where it opens or closes a call, or marks a part of one.
+    fn bytes_of(&self, id: TokenId, in_call: bool) -> &[u8] {
         if !self.language.is_special(id) {
             return self.language.token_bytes(id);
         }
-        let form = if self.calls_allowed { self.language.call_form() } else { None };
-        match form {
-            Some(form) if form.open_token == Some(id) => form.open.as_bytes(),
-            Some(form) if form.close_token == Some(id) => form.close.as_deref().unwrap_or_default().as_bytes(),
-            _ => &[],
+        let Some(form) = self.form() else { return &[] };
+        if form.open_token == Some(id) {
+            return form.open.as_bytes();
+        }
+        if form.close_token == Some(id) {
+            return form.close.as_deref().unwrap_or_default().as_bytes();
+        }
+        match form.mark_tokens.iter().find(|(mark, _)| in_call && *mark == id) {
+            Some((_, text)) => text.as_bytes(),
+            None => &[],
         }
     }
 
     fn text(&mut self, text: String, position: u32, pieces: &mut Vec<Piece>) {
-        if self.calls_allowed && self.open.is_none() && text.trim().is_empty() {
+        if !self.tools.is_empty() && self.open.is_none() && text.trim().is_empty() {
             self.blank.push_str(&text);
             return;
         }

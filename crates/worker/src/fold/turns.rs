@@ -329,7 +329,10 @@ impl SessionFold {
             Some(parked) if progress.request.continue_last && progress.generation == 0 => {
                 Some(parked.clone().reopen(stops, names, pieces))
             }
-            _ => Some(OutputFold::new(language, stops, !self.config.tools.is_empty(), names, self.tokens())),
+            _ => {
+                let tools = self.config.tools.iter().map(|tool| tool.name.clone()).collect();
+                Some(OutputFold::new(language, stops, tools, names, self.tokens()))
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use holdfast_engine::{Command, Effect as EngineEffect, FinishReason, Run, RunId};
 use holdfast_journal::{Batch, JournalError, NewEntry, SessionHead};
+use holdfast_model::{ParsedCall, ToolCallForm};
 use holdfast_types::{
     Digest, Event, Failure, Item, ItemContent, Limits, NumericsClass, Precision, Role, SampledToken, SamplingOverrides,
     SessionConfig, SessionId, SessionState, TokenId, Tool, Turn, TurnNumber, Usage,
@@ -27,6 +28,8 @@ pub const SYSTEM: TokenId = 260;
 
 pub struct Toy {
     form: CallForm,
+    /// Reads calls as a model of this form writes them; otherwise they are `name:arguments`.
+    reader: Option<ToolCallForm>,
     bytes: Vec<Vec<u8>>,
     defaults: SamplingOverrides,
 }
@@ -37,10 +40,26 @@ impl Toy {
             open: "<call>".into(),
             open_token: Some(CALL),
             close: close.map(str::to_owned),
-            close_token: None,
+            ..CallForm::default()
         };
+        Self::with(form, None)
+    }
+
+    /// Calls as in models whose chat template says this; [`CALL`] opens them.
+    pub fn of_template(source: &str) -> Self {
+        let mut form = ToolCallForm::of_template(source).unwrap();
+        form.open_token = Some(CALL);
+        Self::with(CallForm::from(&form), Some(form))
+    }
+
+    fn with(form: CallForm, reader: Option<ToolCallForm>) -> Self {
         let bytes = (0..=255_u8).map(|b| vec![b]).chain((256..261).map(|_| Vec::new())).collect();
-        Self { form, bytes, defaults: SamplingOverrides { max_output_tokens: Some(1000), ..Default::default() } }
+        Self {
+            form,
+            reader,
+            bytes,
+            defaults: SamplingOverrides { max_output_tokens: Some(1000), ..Default::default() },
+        }
     }
 }
 
@@ -83,6 +102,10 @@ impl Language for Toy {
         Some(&self.form)
     }
     fn read_call(&self, body: &str) -> ReadCall {
+        if let Some(reader) = &self.reader {
+            let ParsedCall { name, arguments, parse_error } = reader.parse(body);
+            return ReadCall { name, arguments, parse_error };
+        }
         match body.split_once(':') {
             Some((name, arguments)) => ReadCall { name: name.into(), arguments: arguments.into(), parse_error: None },
             None => ReadCall { name: String::new(), arguments: body.into(), parse_error: Some("no colon".into()) },
@@ -248,6 +271,10 @@ pub fn settings() -> CoreSettings {
 }
 
 pub fn model(close: Option<&str>, class: &str) -> ServedModel {
+    speaking(Toy::new(close), class)
+}
+
+pub fn speaking(toy: Toy, class: &str) -> ServedModel {
     let info = ModelInfo {
         name: "toy".into(),
         architecture: "Toy".into(),
@@ -264,7 +291,7 @@ pub fn model(close: Option<&str>, class: &str) -> ServedModel {
         kv_bytes_per_token: 1,
         is_default: true,
     };
-    ServedModel { info, language: Arc::new(Toy::new(close)), precision: Precision::Native }
+    ServedModel { info, language: Arc::new(toy), precision: Precision::Native }
 }
 
 impl World {
