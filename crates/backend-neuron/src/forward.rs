@@ -27,12 +27,13 @@ pub(crate) struct Row {
 /// Block tables of one sequence: `[group][entry]`.
 pub(crate) type Tables = Vec<Vec<u32>>;
 
-/// Where a layer's KV lives and how far it looks back.
+/// Where a layer's KV lives, how far it looks back, and whether positions turn its queries and keys.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     group: usize,
     layer: usize,
     window: Option<u32>,
+    rope: bool,
 }
 
 /// The decoder, its threads and its buffers.
@@ -79,16 +80,23 @@ impl Forward {
         context: usize,
         settings: &NeuronSettings,
     ) -> Result<Self, NeuronError> {
-        let mut places = vec![Place { group: 0, layer: 0, window: None }; config.layers.len()];
+        let mut places: Vec<Place> =
+            config.layers.iter().map(|layer| Place { group: 0, layer: 0, window: None, rope: layer.rope }).collect();
         for (group, kv_group) in groups.iter().enumerate() {
             for (layer, number) in kv_group.layers.iter().enumerate() {
-                places[*number as usize] = Place { group, layer, window: kv_group.window };
+                let place = &mut places[*number as usize];
+                *place = Place { group, layer, window: kv_group.window, ..*place };
             }
         }
         Ok(Self {
             decoder,
             places,
-            rope: RopeTable::new(&config.rope.inverse_frequencies(config.head_dim), context),
+            rope: RopeTable::with_rest(
+                &config.inverse_frequencies(),
+                config.rope.attention_factor(),
+                config.head_dim,
+                context,
+            ),
             pool: Pool::new(settings.threads, settings.ordinal)?,
             isa: settings.isa,
             format: settings.weights,
@@ -146,7 +154,9 @@ impl Forward {
                 self.norm_heads(&mut qkv[..q_width], q_norm, &mut buffers.head);
                 self.norm_heads(&mut qkv[q_width..q_width + kv_width], k_norm, &mut buffers.head);
             }
-            self.rope.rotate(&mut qkv[..q_width + kv_width], position);
+            if place.rope {
+                self.rope.rotate(&mut qkv[..q_width + kv_width], position);
+            }
             let block = tables[row.sequence][place.group][position / self.block_tokens];
             let (keys, values) = qkv[q_width..].split_at(kv_width);
             kv[place.group].write(place.layer, block, position % self.block_tokens, keys, values);

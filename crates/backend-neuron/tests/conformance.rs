@@ -6,7 +6,8 @@
 use holdfast_backend::Backend;
 use holdfast_backend::conformance::{self, Report, Tolerance};
 use holdfast_backend_neuron::{KvSize, NeuronDevice, NeuronSettings, WeightFormat};
-use holdfast_model::random::{MICRO_VOCABULARY, MicroDtype, MicroShape};
+use holdfast_model::random::MicroFamily::{Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
+use holdfast_model::random::{MICRO_VOCABULARY, MicroDtype, MicroRope, MicroShape};
 use holdfast_model::{DecoderConfig, Model, Reference, Weights};
 
 struct Candle(Reference);
@@ -39,12 +40,25 @@ fn shapes() -> Vec<MicroShape> {
     vec![
         micro.clone(),
         MicroShape { hidden: 40, layers: 3, heads: 3, kv_heads: 1, head_dim: 18, ffn: 70, seed: 1, ..micro.clone() },
-        MicroShape { tied: false, attention_bias: true, mlp_bias: true, llama3_rope: true, seed: 2, ..micro.clone() },
+        MicroShape {
+            tied: false,
+            attention_bias: true,
+            mlp_bias: true,
+            rope: MicroRope::Llama3,
+            seed: 2,
+            ..micro.clone()
+        },
         MicroShape { heads: 4, kv_heads: 4, vocab_size: MICRO_VOCABULARY + 37, seed: 3, ..micro.clone() },
         MicroShape { hidden: 288, heads: 6, kv_heads: 2, head_dim: 48, ffn: 300, layers: 1, seed: 4, ..micro.clone() },
         MicroShape { dtype: MicroDtype::Bf16, layers: 4, seed: 5, ..micro.clone() },
-        MicroShape { qk_norm: true, hidden: 24, heads: 4, kv_heads: 2, head_dim: 20, seed: 10, ..micro.clone() },
-        MicroShape { qk_norm: true, attention_bias: true, tied: false, layers: 3, seed: 11, ..micro },
+        MicroShape { family: Qwen3, hidden: 24, heads: 4, kv_heads: 2, head_dim: 20, seed: 10, ..micro.clone() },
+        MicroShape { family: Qwen3, attention_bias: true, tied: false, layers: 3, seed: 11, ..micro.clone() },
+        MicroShape { family: Mistral, window: Some(20), head_dim: 12, seed: 13, ..micro.clone() },
+        MicroShape { family: Qwen2, rope: MicroRope::Yarn, window: Some(9), layers: 3, seed: 14, ..micro.clone() },
+        MicroShape { family: SmolLm3, attention_bias: true, layers: 4, seed: 15, ..micro.clone() },
+        MicroShape { family: SmolLm3, window: Some(17), layers: 3, seed: 16, ..micro.clone() },
+        MicroShape { family: Phi3, rope: MicroRope::LongRope, tied: false, seed: 17, ..micro.clone() },
+        MicroShape { family: Phi3, rotary_share: 0.75, head_dim: 24, window: Some(33), seed: 18, ..micro },
     ]
 }
 

@@ -5,7 +5,8 @@
 use holdfast_backend::conformance::PlanBuilder;
 use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDirection};
 use holdfast_backend_neuron::{Isa, KvSize, NeuronDevice, NeuronError, NeuronSettings, WeightFormat};
-use holdfast_model::random::MicroShape;
+use holdfast_model::random::MicroFamily::{Phi3, Qwen2, Qwen3, SmolLm3};
+use holdfast_model::random::{MicroRope, MicroShape};
 use holdfast_model::{Model, ModelSource};
 use holdfast_types::{BlockId, LateInputs, OutputRequest, Precision, SamplingParams, SlotSampling};
 
@@ -57,7 +58,14 @@ fn threads_and_instruction_sets_change_no_bit() {
             .build()
             .unwrap(),
         MicroShape { attention_bias: true, mlp_bias: true, seed: 9, ..micro.clone() }.build().unwrap(),
-        MicroShape { qk_norm: true, head_dim: 26, seed: 12, ..micro }.build().unwrap(),
+        MicroShape { family: Qwen3, head_dim: 26, seed: 12, ..micro.clone() }.build().unwrap(),
+        MicroShape { family: Qwen2, rope: MicroRope::Yarn, window: Some(7), seed: 13, ..micro.clone() }
+            .build()
+            .unwrap(),
+        MicroShape { family: SmolLm3, layers: 3, seed: 14, ..micro.clone() }.build().unwrap(),
+        MicroShape { family: Phi3, rope: MicroRope::LongRope, rotary_share: 0.5, head_dim: 20, seed: 15, ..micro }
+            .build()
+            .unwrap(),
         Model::load(&ModelSource::resolve(ModelSource::BUILT_IN[0]).unwrap()).unwrap(),
     ];
     for model in &models {

@@ -25,8 +25,8 @@ mod weights;
 
 pub use bytes::Utf8Assembler;
 pub use config::{
-    ARCHITECTURES, Architecture, BiasRule, DecoderConfig, LayerConfig, LayerPart, RopeConfig, RopeScaling, TensorNames,
-    TensorRole, TensorSpec,
+    ARCHITECTURES, Architecture, BiasRule, DecoderConfig, GgufForm, LayerConfig, LayerPart, RopeConfig, RopeScaling,
+    TensorNames, TensorRole, TensorSpec, WindowRule,
 };
 pub use error::{ModelError, RenderError};
 pub use form::{CallLayout, ParsedCall, ToolCallForm};

@@ -65,7 +65,7 @@ impl Model {
     fn from_gguf(path: &Path) -> Result<Self, ModelError> {
         verify_checksums(path.parent().unwrap_or(Path::new("")), path.file_name())?;
         let parts = gguf::read(path)?;
-        let weights = Weights::from_gguf(path, parts.tensors, &parts.config)?;
+        let weights = Weights::from_gguf(path, parts.tensors, &parts.config, parts.form)?;
         Self::assemble(path, parts.config, weights, &parts.text)
     }
 

@@ -67,21 +67,68 @@ pub struct MicroShape {
     pub vocab_size: u32,
     /// Most positions.
     pub context_limit: u32,
-    /// Biases on attention.
+    /// Which family's conventions the files follow.
+    pub family: MicroFamily,
+    /// Biases on attention, for families that may have them: Llama, Qwen3 and SmolLM3.
     pub attention_bias: bool,
-    /// Biases on the feed-forward.
+    /// Biases on the feed-forward, for families that may have them: Llama and SmolLM3.
     pub mlp_bias: bool,
-    /// Norms of query and key heads: the family is Qwen3, which has no biases on the feed-forward.
-    pub qk_norm: bool,
+    /// Sliding window of the layers that the family gives one: all of Mistral and Phi-3, in Qwen2 and Qwen3 all but the first, in SmolLM3
+    /// those that do not turn (every second here). Llama has none.
+    pub window: Option<u32>,
     /// The output matrix is the embedding.
     pub tied: bool,
-    /// Llama 3's stretched rotary frequencies.
-    pub llama3_rope: bool,
+    /// How rotary frequencies are stretched.
+    pub rope: MicroRope,
+    /// Share of each head that rotary embedding turns; Phi-3 alone may have less than 1.
+    pub rotary_share: f64,
     /// Element type of the files.
     pub dtype: MicroDtype,
     /// Decides every weight.
     pub seed: u64,
 }
+
+/// A family of decoders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each variant is the family that its name says")]
+pub enum MicroFamily {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+    SmolLm3,
+    Phi3,
+}
+
+impl MicroFamily {
+    /// `architectures` and `model_type` of `config.json`.
+    pub fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Llama => ("LlamaForCausalLM", "llama"),
+            Self::Mistral => ("MistralForCausalLM", "mistral"),
+            Self::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
+            Self::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
+            Self::SmolLm3 => ("SmolLM3ForCausalLM", "smollm3"),
+            Self::Phi3 => ("Phi3ForCausalLM", "phi3"),
+        }
+    }
+}
+
+/// How a micro model's rotary frequencies are stretched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MicroRope {
+    /// Not at all.
+    Plain,
+    /// As Llama 3.1's, from 64 tokens.
+    Llama3,
+    /// By YaRN, from 64 tokens.
+    Yarn,
+    /// By LongRoPE, from [`MICRO_LONG_ROPE_CONTEXT`] tokens.
+    LongRope,
+}
+
+/// Context that [`MicroRope::LongRope`] stretches: a context limit beyond it takes the long factors.
+pub const MICRO_LONG_ROPE_CONTEXT: u32 = 16;
 
 /// Element type of a micro model's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,11 +150,13 @@ impl Default for MicroShape {
             ffn: 48,
             vocab_size: MICRO_VOCABULARY,
             context_limit: 512,
+            family: MicroFamily::Llama,
             attention_bias: false,
             mlp_bias: false,
-            qk_norm: false,
+            window: None,
             tied: true,
-            llama3_rope: false,
+            rope: MicroRope::Plain,
+            rotary_share: 1.0,
             dtype: MicroDtype::F32,
             seed: 0,
         }
@@ -140,19 +189,33 @@ impl MicroShape {
 
     /// The text files, for tests that need no weights.
     pub fn text_files(&self) -> TextFiles {
-        let rope_scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64});
-        let (architecture, model_type) =
-            if self.qk_norm { ("Qwen3ForCausalLM", "qwen3") } else { ("LlamaForCausalLM", "llama") };
-        let config = json!({
+        let (architecture, model_type) = self.family.names();
+        let mut config = json!({
             "architectures": [architecture], "model_type": model_type, "hidden_act": "silu",
             "hidden_size": self.hidden, "intermediate_size": self.ffn, "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
             "vocab_size": self.vocab_size, "max_position_embeddings": self.context_limit, "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0, "rope_scaling": if self.llama3_rope { rope_scaling } else { Value::Null },
+            "rope_theta": 10000.0, "rope_scaling": self.rope_scaling(),
             "attention_bias": self.attention_bias, "mlp_bias": self.mlp_bias, "tie_word_embeddings": self.tied,
             "eos_token_id": 2,
         });
+        match self.family {
+            MicroFamily::Llama => {}
+            MicroFamily::Mistral => config["sliding_window"] = json!(self.window),
+            MicroFamily::Phi3 => {
+                config["sliding_window"] = json!(self.window);
+                config["partial_rotary_factor"] = json!(self.rotary_share);
+                config["original_max_position_embeddings"] = json!(MICRO_LONG_ROPE_CONTEXT);
+            }
+            MicroFamily::Qwen2 | MicroFamily::Qwen3 | MicroFamily::SmolLm3 => {
+                config["use_sliding_window"] = json!(self.window.is_some());
+                config["sliding_window"] = json!(self.window);
+                config["max_window_layers"] = json!(1);
+            }
+        }
+        if self.family == MicroFamily::SmolLm3 {
+            config["no_rope_layer_interval"] = json!(2);
+        }
         TextFiles {
             config: config.to_string(),
             tokenizer: micro_tokenizer().to_string(),
@@ -162,11 +225,28 @@ impl MicroShape {
         }
     }
 
+    fn rope_scaling(&self) -> Value {
+        match self.rope {
+            MicroRope::Plain => Value::Null,
+            MicroRope::Llama3 => json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
+            // Bounds that leave some pairs of a small head between them.
+            MicroRope::Yarn => json!({"rope_type": "yarn", "factor": 8.0, "beta_fast": 8.0, "beta_slow": 0.25,
+                "original_max_position_embeddings": 64}),
+            MicroRope::LongRope => {
+                let pairs = (self.head_dim as f64 * self.rotary_share) as usize / 2;
+                let factors = |step: f64| (0..pairs).map(|pair| 1.0 + step * pair as f64).collect::<Vec<_>>();
+                json!({"rope_type": "longrope", "short_factor": factors(0.125), "long_factor": factors(1.5)})
+            }
+        }
+    }
+
     fn weights_file(&self) -> Result<Vec<u8>, ModelError> {
         let path = Path::new("micro");
         let config = DecoderConfig::parse(&self.text_files().config, path)?;
         let mut random = SplitMix(self.seed);
-        let mut tensors = Vec::new();
+        // Parts that share a name are rows of one tensor.
+        let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
         for spec in config.tensors() {
             let size: usize = spec.shape.iter().product();
             let scale = match spec.role {
@@ -182,7 +262,13 @@ impl MicroShape {
                 MicroDtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
                 MicroDtype::Bf16 => values.flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect(),
             };
-            tensors.push((spec.name, spec.shape, bytes));
+            match tensors.iter_mut().find(|(name, ..)| *name == spec.name) {
+                Some((_, shape, begun)) => {
+                    shape[0] += spec.shape[0];
+                    begun.extend(bytes);
+                }
+                None => tensors.push((spec.name, spec.shape, bytes)),
+            }
         }
         let dtype = match self.dtype {
             MicroDtype::F32 => Dtype::F32,

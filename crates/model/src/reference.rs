@@ -29,6 +29,8 @@ struct Layer {
     gate: Linear,
     up: Linear,
     down: Linear,
+    /// Queries and keys turn.
+    rope: bool,
     window: Option<u32>,
 }
 
@@ -80,6 +82,7 @@ impl Reference {
                 gate: Linear::new(w.gate, w.gate_bias, ffn, hidden)?,
                 up: Linear::new(w.up, w.up_bias, ffn, hidden)?,
                 down: Linear::new(w.down, w.down_bias, hidden, ffn)?,
+                rope: layer.rope,
                 window: layer.window,
             });
         }
@@ -122,7 +125,9 @@ impl Reference {
         if let Some((q_norm, k_norm)) = &layer.qk_norm {
             (q, k) = (self.norm(&q, q_norm)?, self.norm(&k, k_norm)?);
         }
-        let (q, k) = (rotate(&q, cos, sin)?, rotate(&k, cos, sin)?);
+        if layer.rope {
+            (q, k) = (rotate(&q, cos, sin)?, rotate(&k, cos, sin)?);
+        }
         let v = heads(layer.v.apply(x)?, config.kv_heads)?;
         // Query head i reads key head i / group.
         let group = config.heads / config.kv_heads;
@@ -142,13 +147,14 @@ impl Reference {
         layer.output.apply(&mixed.transpose(0, 1)?.reshape((length, config.q_width()))?)
     }
 
-    /// Cosine and sine of position times frequency, `[tokens, head_dim / 2]` each.
+    /// Cosine and sine of position times frequency, times the attention factor, `[tokens, rotary_dim / 2]` each.
     fn rotations(&self, length: usize) -> Result<(Tensor, Tensor)> {
-        let frequencies = self.config.rope.inverse_frequencies(self.config.head_dim);
+        let frequencies = self.config.inverse_frequencies();
+        let factor = self.config.rope.attention_factor();
         let angles: Vec<f32> =
             (0..length).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f)).collect();
         let angles = Tensor::from_vec(angles, (length, frequencies.len()), &Device::Cpu)?;
-        Ok((angles.cos()?, angles.sin()?))
+        Ok(((angles.cos()? * factor)?, (angles.sin()? * factor)?))
     }
 }
 
@@ -171,13 +177,16 @@ fn vector(values: &[f32]) -> Result<Tensor> {
     Tensor::from_slice(values, values.len(), &Device::Cpu)
 }
 
-/// Turns element i with element i + dim / 2, for `[heads, tokens, dim]`.
+/// Turns element i with element i + half, where half is the width of `cos`, for `[heads, tokens, dim]`; elements from 2 half on stay.
 fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let half = x.dim(D::Minus1)? / 2;
+    let (half, dim) = (cos.dim(D::Minus1)?, x.dim(D::Minus1)?);
     let (low, high) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
     let turned_low = (low.broadcast_mul(cos)? - high.broadcast_mul(sin)?)?;
     let turned_high = (high.broadcast_mul(cos)? + low.broadcast_mul(sin)?)?;
-    Tensor::cat(&[turned_low, turned_high], D::Minus1)
+    if dim == 2 * half {
+        return Tensor::cat(&[turned_low, turned_high], D::Minus1);
+    }
+    Tensor::cat(&[turned_low, turned_high, x.narrow(D::Minus1, 2 * half, dim - 2 * half)?], D::Minus1)
 }
 
 /// 0 where a query (row) sees a key (column), negative infinity elsewhere.

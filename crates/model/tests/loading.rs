@@ -4,8 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use holdfast_model::random::{MICRO_VOCABULARY, MicroDtype, MicroShape};
-use holdfast_model::{Model, ModelError, ModelSource, Reference};
+use holdfast_model::random::{
+    MICRO_LONG_ROPE_CONTEXT, MICRO_VOCABULARY, MicroDtype, MicroFamily, MicroRope, MicroShape,
+};
+use holdfast_model::{Model, ModelError, ModelSource, Reference, RopeScaling};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -69,7 +71,7 @@ fn a_written_model_is_the_built_one() {
             attention_bias: true,
             mlp_bias: true,
             tied: false,
-            llama3_rope: true,
+            rope: MicroRope::Llama3,
             seed: 7,
             ..MicroShape::default()
         },
@@ -89,6 +91,95 @@ fn a_written_model_is_the_built_one() {
         assert_eq!(logits(&read), logits(&built));
         assert!(logits(&read).iter().flatten().all(|l| l.is_finite()));
     }
+}
+
+#[test]
+fn every_family_is_read_from_its_files() {
+    use MicroFamily::{Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
+    let tokens: Vec<u32> = (0..40).map(|at| at * 7 % MICRO_VOCABULARY).collect();
+    let logits = |model: &Model| Reference::new(model).unwrap().logits(&tokens).unwrap();
+    for (family, windows, turned) in [
+        (Mistral, [Some(9); 3], [true; 3]),
+        (Qwen2, [None, Some(9), Some(9)], [true; 3]),
+        (Qwen3, [None, Some(9), Some(9)], [true; 3]),
+        (SmolLm3, [None, Some(9), None], [true, false, true]),
+        (Phi3, [Some(9); 3], [true; 3]),
+    ] {
+        let shape = MicroShape { family, window: Some(9), layers: 3, seed: 20, ..MicroShape::default() };
+        let directory = tempfile::tempdir().unwrap();
+        shape.write(directory.path()).unwrap();
+        let model = load(&directory).unwrap();
+        let config = model.config();
+        assert_eq!(config.architecture, family.names().0);
+        assert_eq!(config.layers.iter().map(|layer| layer.window).collect::<Vec<_>>(), windows, "{family:?}");
+        assert_eq!(config.layers.iter().map(|layer| layer.rope).collect::<Vec<_>>(), turned, "{family:?}");
+        assert_eq!(model.weights().layer(0).q_bias.is_some(), family == Qwen2, "{family:?}");
+        assert!(model.weights().layer(0).output_bias.is_none());
+        assert!(logits(&model).iter().flatten().all(|l| l.is_finite()));
+        // A window shows from the first token on that it hides one from.
+        let open = MicroShape { window: None, ..shape }.build().unwrap();
+        let (narrow, wide) = (logits(&model), logits(&open));
+        assert_eq!(narrow[..9], wide[..9], "{family:?}");
+        assert_ne!(narrow[9], wide[9], "{family:?}");
+    }
+}
+
+#[test]
+fn fused_tensors_are_split_by_rows() {
+    let plain = MicroShape { seed: 21, ..MicroShape::default() }.build().unwrap();
+    for dtype in [MicroDtype::F32, MicroDtype::Bf16] {
+        let shape = MicroShape { family: MicroFamily::Phi3, dtype, seed: 21, ..MicroShape::default() };
+        let directory = tempfile::tempdir().unwrap();
+        shape.write(directory.path()).unwrap();
+        let names = fs::read(directory.path().join("model.safetensors")).unwrap();
+        let names = SafeTensors::deserialize(&names).unwrap().names().join(" ");
+        assert!(names.contains("qkv_proj") && names.contains("gate_up_proj") && !names.contains("q_proj.w"), "{names}");
+        let phi = load(&directory).unwrap();
+        assert_eq!(phi.parameters(), plain.parameters());
+        if dtype == MicroDtype::F32 {
+            for spec in plain.config().tensors() {
+                assert_eq!(phi.weights().tensor(spec.role), plain.weights().tensor(spec.role), "{}", spec.name);
+            }
+        }
+        edit_weights(directory.path(), |all| {
+            let fused = all.iter_mut().find(|t| t.0 == "model.layers.1.self_attn.qkv_proj.weight").unwrap();
+            let row = fused.3.len() / fused.2[0];
+            (fused.2[0], fused.3) = (fused.2[0] - 1, fused.3[row..].to_vec());
+        });
+        let error = load(&directory).unwrap_err();
+        let ModelError::WrongShape { name, expected, found, .. } = &error else { panic!("{error}") };
+        assert!(name.ends_with("1.self_attn.qkv_proj.weight"), "{error}");
+        assert_eq!((expected.as_slice(), found.as_slice()), ([64, 32].as_slice(), [63, 32].as_slice()));
+    }
+}
+
+#[test]
+fn a_bad_element_of_a_fused_tensor_is_named_by_its_place_in_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    MicroShape { family: MicroFamily::Phi3, ..MicroShape::default() }.write(directory.path()).unwrap();
+    // A row of v, which begins after 32 rows of q and 16 of k.
+    let at = 50 * 32 + 3;
+    edit_weights(directory.path(), |all| {
+        let fused = all.iter_mut().find(|t| t.0 == "model.layers.0.self_attn.qkv_proj.weight").unwrap();
+        fused.3[at * 4..at * 4 + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    let error = load(&directory).unwrap_err();
+    assert!(matches!(&error, ModelError::NonFinite { index, .. } if *index == at), "{error}");
+}
+
+#[test]
+fn long_factors_are_taken_where_the_context_is_long() {
+    let long = MicroShape { family: MicroFamily::Phi3, rope: MicroRope::LongRope, ..MicroShape::default() };
+    let short = MicroShape { context_limit: MICRO_LONG_ROPE_CONTEXT, ..long.clone() };
+    let read = |shape: &MicroShape| match shape.build().unwrap().config().rope.scaling.clone() {
+        RopeScaling::LongRope { divisors, attention_factor } => (divisors, attention_factor),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(read(&short), (vec![1.0, 1.125, 1.25, 1.375], 1.0));
+    // 512 tokens are 32 times 16: 1 + 5 ln 2 / (4 ln 2).
+    assert_eq!(read(&long), (vec![1.0, 2.5, 4.0, 5.5], 1.5));
+    let part = MicroShape { rotary_share: 0.5, ..long };
+    assert_eq!((read(&part).0, part.build().unwrap().config().rotary_dim), (vec![1.0, 2.5], 4));
 }
 
 #[test]

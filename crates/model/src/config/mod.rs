@@ -14,15 +14,15 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::ModelError;
-pub(crate) use architectures::GGUF_NAMES;
-pub use architectures::{ARCHITECTURES, Architecture, BiasRule, TensorNames};
+pub use architectures::{ARCHITECTURES, Architecture, BiasRule, GgufForm, TensorNames, WindowRule};
+pub(crate) use rope::long_rope_attention_factor;
 pub use rope::{RopeConfig, RopeScaling};
 
 /// Largest dimension or count that a config may ask for; keeps products of two inside 64 bits.
 const DIMENSION_MAX: u64 = 1 << 24;
 
 /// A decoder-only transformer: pre-norm RMSNorm, grouped-query attention with rotary embedding in the half-split
-/// convention (element i turns with element i + head_dim / 2), gated SiLU feed-forward.
+/// convention (element i turns with element i + rotary_dim / 2), gated SiLU feed-forward.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     /// Name of the row of [`ARCHITECTURES`].
@@ -35,8 +35,10 @@ pub struct DecoderConfig {
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Elements of one head; even.
+    /// Elements of one head.
     pub head_dim: usize,
+    /// Elements of each query and key head, from its first, that rotary embedding turns; even. The rest stays as it is.
+    pub rotary_dim: usize,
     /// Width of the feed-forward.
     pub ffn: usize,
     /// Rows of the embedding and length of a row of logits.
@@ -52,7 +54,7 @@ pub struct DecoderConfig {
 }
 
 /// What one layer has beyond the common shape.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerConfig {
     /// Bias on q, k and v.
     pub qkv_bias: bool,
@@ -62,16 +64,19 @@ pub struct LayerConfig {
     pub mlp_bias: bool,
     /// RMSNorm of each query and key head, before the rotary embedding.
     pub qk_norm: bool,
-    /// Sliding window in tokens; `None` attends to everything.
+    /// Rotary embedding turns queries and keys; otherwise nothing tells the layer their positions.
+    pub rope: bool,
+    /// Sliding window in tokens, the own one included; `None` attends to everything.
     pub window: Option<u32>,
 }
 
-/// A tensor that a config asks for.
+/// A tensor that a config asks for, or a part of one: specs with the same name are rows of one tensor in the file, under one
+/// another in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
     /// Its name in the files.
     pub name: String,
-    /// Row-major shape, `[out, in]` for matrices.
+    /// Row-major shape, `[out, in]` for matrices; of the part.
     pub shape: Vec<usize>,
     /// What it is for.
     pub role: TensorRole,
@@ -141,6 +146,11 @@ impl DecoderConfig {
     /// Elements of all key heads together; the same for values.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Radians per position of each pair of elements that turns: `rotary_dim / 2` values, falling.
+    pub fn inverse_frequencies(&self) -> Vec<f32> {
+        self.rope.inverse_frequencies(self.rotary_dim)
     }
 
     /// Every tensor that the model must have, embedding first, then layer by layer, then the end; by their names in
@@ -234,7 +244,14 @@ mod tests {
             ("quantization_config", json!({"bits": 4})),
             ("hidden_act", json!("gelu")),
             ("partial_rotary_factor", json!(0.5)),
-            ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
+            ("rope_scaling", json!({"rope_type": "dynamic", "factor": 4.0})),
+            ("rope_scaling", json!({"rope_type": "yarn"})),
+            ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0, "beta_fast": 1.0, "beta_slow": 2.0})),
+            ("rope_scaling", json!({"rope_type": "linear", "factor": 4.0, "finetuned": true})),
+            ("rope_interleaved", json!(true)),
+            ("layer_types", json!(["full_attention", "sliding_attention"])),
+            ("layer_types", json!(["full_attention"])),
+            ("no_rope_layers", json!([1, 0])),
             ("num_key_value_heads", json!(3)),
             ("hidden_size", json!(0)),
             ("hidden_size", json!("wide")),
@@ -294,14 +311,191 @@ mod tests {
         let norm = specs.iter().find(|s| s.name == "model.layers.27.self_attn.k_norm.weight").unwrap();
         assert_eq!((norm.shape.as_slice(), norm.role), ([128].as_slice(), TensorRole::Layer(27, LayerPart::KNorm)));
         let mut value = qwen3();
-        value["layer_types"] = json!(["full_attention", "full_attention"]);
+        value["layer_types"] = json!(vec!["full_attention"; 28]);
         value["sliding_window"] = json!(4096);
         assert_eq!(parse(&value).unwrap(), config, "a window that is not used");
-        for (key, bad) in [("use_sliding_window", json!(true)), ("layer_types", json!(["sliding_attention"]))] {
+        for (key, bad) in [
+            ("use_sliding_window", json!("yes")),
+            ("use_sliding_window", json!(true)),
+            ("layer_types", json!(["sliding_attention"])),
+            ("layer_types", json!(vec!["sliding_attention"; 28])),
+        ] {
             let mut value = qwen3();
             value[key] = bad;
             let text = parse(&value).unwrap_err().to_string();
             assert!(text.contains(key), "{key}: {text}");
         }
+    }
+
+    fn windows(config: &DecoderConfig) -> Vec<Option<u32>> {
+        config.layers.iter().map(|layer| layer.window).collect()
+    }
+
+    fn family(name: &str) -> Value {
+        let mut value = base();
+        value["architectures"] = json!([name]);
+        value
+    }
+
+    #[test]
+    fn mistral_windows_every_layer_or_none() {
+        let mut value = family("MistralForCausalLM");
+        value["max_position_embeddings"] = json!(32_768);
+        assert_eq!(windows(&parse(&value).unwrap()), [Some(4_096); 2], "the family's own");
+        value["sliding_window"] = Value::Null;
+        assert_eq!(windows(&parse(&value).unwrap()), [None; 2]);
+        value["sliding_window"] = json!(100);
+        assert_eq!(windows(&parse(&value).unwrap()), [Some(100); 2]);
+        value["max_position_embeddings"] = json!(100);
+        assert_eq!(windows(&parse(&value).unwrap()), [None; 2], "a window that holds everything");
+        for (key, bad) in [("sliding_window", json!(0)), ("attention_bias", json!(true))] {
+            let mut value = value.clone();
+            value[key] = bad;
+            let text = parse(&value).unwrap_err().to_string();
+            assert!(text.contains(key), "{key}: {text}");
+        }
+    }
+
+    #[test]
+    fn qwen2_has_biases_and_windows_its_upper_layers() {
+        let mut value = family("Qwen2ForCausalLM");
+        value["use_sliding_window"] = json!(false);
+        value["sliding_window"] = json!(9);
+        value["max_window_layers"] = json!(21);
+        let config = parse(&value).unwrap();
+        assert_eq!(windows(&config), [None; 2]);
+        assert!(config.layers.iter().all(|layer| layer.qkv_bias && !layer.output_bias && !layer.mlp_bias));
+        value["use_sliding_window"] = json!(true);
+        value["max_window_layers"] = json!(1);
+        assert_eq!(windows(&parse(&value).unwrap()), [None, Some(9)]);
+        value["layer_types"] = json!(["sliding_attention", "full_attention"]);
+        assert_eq!(windows(&parse(&value).unwrap()), [Some(9), None], "the list wins");
+    }
+
+    /// As published with SmolLM2-135M.
+    #[test]
+    fn smollm2_is_a_llama() {
+        let value = json!({"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+            "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 576,
+            "initializer_range": 0.041666666666666664, "intermediate_size": 1536, "is_llama_config": true,
+            "max_position_embeddings": 8192, "mlp_bias": false, "model_type": "llama", "num_attention_heads": 9,
+            "num_hidden_layers": 30, "num_key_value_heads": 3, "pad_token_id": 2, "pretraining_tp": 1,
+            "rms_norm_eps": 1e-5, "rope_interleaved": false, "rope_scaling": null, "rope_theta": 100000,
+            "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+            "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+            "transformers_version": "4.42.3", "use_cache": true, "vocab_size": 49152});
+        let config = parse(&value).unwrap();
+        assert_eq!((config.head_dim, config.rotary_dim, config.rope.theta), (64, 64, 1e5));
+    }
+
+    #[test]
+    fn smollm3_leaves_layers_unturned() {
+        let turned = |value: &Value| parse(value).unwrap().layers.iter().map(|layer| layer.rope).collect::<Vec<_>>();
+        let mut value = family("SmolLM3ForCausalLM");
+        value["num_hidden_layers"] = json!(4);
+        assert!(parse(&value).unwrap().tied, "the family's own");
+        assert_eq!(turned(&value), [true, true, true, false]);
+        value["no_rope_layer_interval"] = json!(2);
+        assert_eq!(turned(&value), [true, false, true, false]);
+        value["no_rope_layers"] = json!([0, 1, 1, 1]);
+        assert_eq!(turned(&value), [false, true, true, true]);
+        value["use_sliding_window"] = json!(true);
+        value["sliding_window"] = json!(5);
+        assert_eq!(windows(&parse(&value).unwrap()), [Some(5), None, None, None]);
+        for bad in [json!([0, 1]), json!([0, 1, 2, 1]), json!(4)] {
+            value["no_rope_layers"] = bad;
+            let text = parse(&value).unwrap_err().to_string();
+            assert!(text.contains("no_rope_layers"), "{text}");
+        }
+    }
+
+    /// As published with Phi-4-mini, with shorter lists.
+    fn phi3() -> Value {
+        let mut value = family("Phi3ForCausalLM");
+        let factors = |last: f64| json!([1.0, 1.5, last]);
+        for (key, part) in [
+            ("auto_map", json!({"AutoConfig": "configuration_phi3.Phi3Config"})),
+            ("attention_bias", json!(false)),
+            ("embd_pdrop", json!(0.0)),
+            ("resid_pdrop", json!(0.0)),
+            ("lm_head_bias", json!(false)),
+            ("hidden_size", json!(32)),
+            ("max_position_embeddings", json!(131_072)),
+            ("original_max_position_embeddings", json!(4_096)),
+            ("partial_rotary_factor", json!(0.75)),
+            ("sliding_window", json!(262_144)),
+            ("rope_scaling", json!({"type": "longrope", "short_factor": factors(2.0), "long_factor": factors(40.0)})),
+        ] {
+            value[key] = part;
+        }
+        value
+    }
+
+    #[test]
+    fn phi3_turns_a_part_of_its_heads_and_fuses_its_matrices() {
+        let config = parse(&phi3()).unwrap();
+        assert_eq!((config.head_dim, config.rotary_dim, windows(&config)), (8, 6, vec![None; 2]));
+        let attention_factor = (1.0 + 32_f64.ln() / 4_096_f64.ln()).sqrt();
+        assert_eq!(config.rope.attention_factor(), attention_factor);
+        let plain = RopeConfig { scaling: RopeScaling::None, ..config.rope.clone() }.inverse_frequencies(6);
+        let want = [plain[0], plain[1] / 1.5, plain[2] / 40.0];
+        assert!(config.inverse_frequencies().iter().zip(want).all(|(got, want)| (got - want).abs() <= 1e-6 * want));
+        let names: Vec<_> = config.tensors().into_iter().map(|spec| (spec.name, spec.shape)).collect();
+        let fused: Vec<_> =
+            names.iter().filter(|(name, _)| name == "model.layers.1.self_attn.qkv_proj.weight").collect();
+        assert_eq!(fused.iter().map(|(_, shape)| shape.as_slice()).collect::<Vec<_>>(), [[32, 32], [16, 32], [16, 32]]);
+    }
+
+    #[test]
+    fn phi3s_long_factors_are_refused_by_key() {
+        for (key, bad) in [
+            ("partial_rotary_factor", json!(0.3)),
+            ("partial_rotary_factor", json!(1.25)),
+            ("original_max_position_embeddings", Value::Null),
+            ("rope_scaling", json!({"type": "longrope", "short_factor": [1, 1, 1]})),
+            ("rope_scaling", json!({"type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1, 1]})),
+            ("rope_scaling", json!({"type": "longrope", "short_factor": [1, 1, 1], "long_factor": [1, 0, 1]})),
+            ("rope_scaling", json!({"type": "yarn", "short_factor": [1, 1, 1], "long_factor": [1, 1, 1]})),
+            (
+                "rope_scaling",
+                json!({"type": "su", "short_factor": [1, 1, 1], "long_factor": [1, 1, 1], "short_mscale": 1.1}),
+            ),
+        ] {
+            let mut value = phi3();
+            value[key] = bad;
+            let text = parse(&value).unwrap_err().to_string();
+            assert!(text.contains(key), "{key}: {text}");
+        }
+    }
+
+    /// As Qwen's model cards ask for, and the same in the newer form.
+    #[test]
+    fn yarn_keeps_fast_frequencies_and_divides_slow_ones() {
+        let mut value = qwen3();
+        let plain = parse(&value).unwrap().rope.inverse_frequencies(64);
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768});
+        value["rope_scaling"] = yarn.clone();
+        let config = parse(&value).unwrap();
+        let scaled = config.rope.inverse_frequencies(64);
+        // 64 ln(32768 / 2π32) / 2 ln(1e6) is 11.8, and for one turn 19.8: 11 and 20 are the bounds.
+        for (i, (scaled, plain)) in scaled.iter().zip(&plain).enumerate() {
+            let divided = (i.saturating_sub(11) as f32 / 9.0).min(1.0);
+            let want = plain * (1.0 - 0.75 * divided);
+            assert!((scaled - want).abs() <= 1e-6 * want, "{i}: {scaled} {want}");
+        }
+        assert_eq!(config.rope.attention_factor(), 1.0 + 0.1 * 4_f64.ln());
+        value["rope_parameters"] = yarn;
+        value["rope_parameters"]["rope_theta"] = json!(1e6);
+        for key in ["rope_scaling", "rope_theta"] {
+            value[key] = Value::Null;
+        }
+        assert_eq!(parse(&value).unwrap(), config);
+        value["rope_parameters"]["mscale"] = json!(1.0);
+        value["rope_parameters"]["mscale_all_dim"] = json!(1.0);
+        assert_eq!(parse(&value).unwrap().rope.attention_factor(), 1.0);
+        value["rope_parameters"]["attention_factor"] = json!(1.5);
+        assert_eq!(parse(&value).unwrap().rope.attention_factor(), 1.5);
+        value["rope_parameters"]["rope_theta"] = json!(1.0);
+        assert!(parse(&value).unwrap_err().to_string().contains("rope_theta"));
     }
 }

@@ -9,12 +9,18 @@ use serde_json::{Map, Value, json};
 
 use super::Tensors;
 use super::metadata::Metadata;
-use crate::config::GGUF_NAMES;
+use crate::config::long_rope_attention_factor;
 use crate::weights::Element;
-use crate::{ARCHITECTURES, DecoderConfig, ModelError, RopeScaling};
+use crate::{ARCHITECTURES, Architecture, BiasRule, DecoderConfig, GgufForm, ModelError, RopeScaling, WindowRule};
 
-/// The tensor of Llama 3.1's stretched frequencies: what each is divided by, `[head_dim / 2]`.
-pub(crate) const ROPE_DIVISORS: &str = "rope_freqs.weight";
+/// The tensor of Llama 3.1's stretched frequencies: what each is divided by, `[rotary_dim / 2]`.
+const ROPE_DIVISORS: &str = "rope_freqs.weight";
+/// LongRoPE's, for contexts beyond that of the first training.
+const ROPE_LONG: &str = "rope_factors_long.weight";
+/// LongRoPE's, for the others.
+const ROPE_SHORT: &str = "rope_factors_short.weight";
+/// Tensors that the config is made of.
+pub(crate) const ROPE_TENSORS: &[&str] = &[ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT];
 
 /// Keys after the architecture's name, the keys of `config.json` that they are, and whether they must be there.
 const KEYS: &[(&str, &str, bool)] = &[
@@ -30,13 +36,20 @@ const KEYS: &[(&str, &str, bool)] = &[
     ("vocab_size", "vocab_size", false),
 ];
 
+/// The key of the window, for families whose layers all have it.
+const WINDOW: (&str, &str, bool) = ("attention.sliding_window", "sliding_window", false);
+/// What LongRoPE multiplies cosines and sines by.
+const ATTENTION_FACTOR: &str = "rope.scaling.attn_factor";
+/// Context that the model was first trained with.
+const ORIGINAL_CONTEXT: &str = "rope.scaling.original_context_length";
+
 /// Keys after the architecture's name that are looked at besides, or that change nothing.
 const OTHERS: &[&str] = &[
     "attention.value_length",
     "rope.dimension_count",
     "rope.scaling.factor",
     "rope.scaling.finetuned",
-    "rope.scaling.original_context_length",
+    ORIGINAL_CONTEXT,
     "rope.scaling.type",
     "tensor_data_layout",
 ];
@@ -45,33 +58,44 @@ const OTHERS: &[&str] = &[
 ///
 /// # Errors
 /// [`ModelError::UnknownArchitecture`], or [`ModelError::Config`] with the key.
-pub(super) fn read(path: &Path, metadata: &Metadata, tensors: &Tensors) -> Result<(DecoderConfig, String), ModelError> {
+pub(super) fn read(
+    path: &Path,
+    metadata: &Metadata,
+    tensors: &Tensors,
+) -> Result<(DecoderConfig, &'static GgufForm, String), ModelError> {
     let wrong = |problem: String| ModelError::Config { path: path.to_owned(), problem };
     let found = metadata.text("general.architecture").map_err(wrong)?.unwrap_or("none");
-    let row = ARCHITECTURES.iter().find(|row| row.model_type == found);
-    let row = row.ok_or_else(|| ModelError::UnknownArchitecture {
+    let known = ARCHITECTURES.iter().filter_map(|row| Some((row, row.gguf.as_ref()?)));
+    let row = known.clone().find(|(_, form)| form.architecture == found);
+    let (row, form) = row.ok_or_else(|| ModelError::UnknownArchitecture {
         path: path.to_owned(),
         found: found.to_owned(),
-        known: ARCHITECTURES.iter().map(|row| row.model_type).collect::<Vec<_>>().join(", "),
+        known: known.map(|(_, form)| form.architecture).collect::<Vec<_>>().join(", "),
     })?;
-    let json = to_json(row.name, row.model_type, metadata, tensors).map_err(wrong)?.to_string();
+    let json = to_json(row, form, metadata, tensors).map_err(wrong)?.to_string();
     let mut config = DecoderConfig::parse(&json, path).map_err(|e| match e {
         ModelError::Config { path, problem } => ModelError::Config { path, problem: own_words(problem, found) },
         other => other,
     })?;
-    if let Some(divisors) = rope_divisors(tensors, config.head_dim).map_err(wrong)? {
+    if let Some(scaling) = stretched_by_tensors(&config, found, metadata, tensors).map_err(wrong)? {
         if config.rope.scaling != RopeScaling::None {
-            return Err(wrong(format!("{ROPE_DIVISORS} and {found}.rope.scaling both stretch the frequencies")));
+            return Err(wrong(format!("a tensor and {found}.rope.scaling both stretch the frequencies")));
         }
-        config.rope.scaling = RopeScaling::Divisors(divisors);
+        config.rope.scaling = scaling;
     }
-    Ok((config, json))
+    Ok((config, form, json))
 }
 
 /// The metadata as a `config.json`.
-fn to_json(name: &str, architecture: &str, metadata: &Metadata, tensors: &Tensors) -> Result<Value, String> {
-    let key = |end: &str| format!("{architecture}.{end}");
-    let known = |end: &str| OTHERS.contains(&end) || KEYS.iter().any(|(own, ..)| *own == end);
+fn to_json(row: &Architecture, form: &GgufForm, metadata: &Metadata, tensors: &Tensors) -> Result<Value, String> {
+    let key = |end: &str| format!("{}.{end}", form.architecture);
+    let windowed = matches!(row.windows, WindowRule::Every { .. });
+    let keys: Vec<_> = KEYS.iter().chain(windowed.then_some(&WINDOW)).collect();
+    let known = |end: &str| {
+        OTHERS.contains(&end)
+            || keys.iter().any(|(own, ..)| *own == end)
+            || (end == ATTENTION_FACTOR && tensors.has(ROPE_LONG))
+    };
     let prefix = key("");
     let mut unknown: Vec<&str> =
         metadata.keys().filter(|key| key.strip_prefix(&prefix).is_some_and(|end| !known(end))).collect();
@@ -82,9 +106,11 @@ fn to_json(name: &str, architecture: &str, metadata: &Metadata, tensors: &Tensor
     }
 
     let mut json = Map::new();
-    json.insert("architectures".to_owned(), json!([name]));
-    for (own, theirs, needed) in KEYS {
+    json.insert("architectures".to_owned(), json!([row.name]));
+    for (own, theirs, needed) in keys {
         match metadata.scalar(&key(own))? {
+            // A window of no tokens is how converters write none.
+            Some(value) if *own == WINDOW.0 && value.as_u64() == Some(0) => {}
             Some(value) => drop(json.insert((*theirs).to_owned(), value)),
             None if *needed => return Err(format!("{} is missing", key(own))),
             None => {}
@@ -94,27 +120,49 @@ fn to_json(name: &str, architecture: &str, metadata: &Metadata, tensors: &Tensor
         let tokens = metadata.texts("tokenizer.ggml.tokens")?.unwrap_or_default().len();
         json.insert("vocab_size".to_owned(), tokens.into());
     }
-    head_dim(&mut json, &key, metadata)?;
-    json.insert("rope_scaling".to_owned(), rope_scaling(&key, metadata)?);
-    json.insert("tie_word_embeddings".to_owned(), (!tensors.has(GGUF_NAMES.lm_head)).into());
-    for (flag, weight) in [("attention_bias", GGUF_NAMES.q), ("mlp_bias", GGUF_NAMES.gate)] {
-        let bias = weight.replace("{}", "0").replace("weight", "bias");
-        json.insert(flag.to_owned(), tensors.has(&bias).into());
+    head_dim(&mut json, row, &key, metadata)?;
+    let scaling = rope_scaling(&key, metadata)?;
+    // LongRoPE is in its tensors, its type beside them.
+    let by_tensors = tensors.has(ROPE_LONG) && scaling["rope_type"] == "longrope" && scaling["factor"].is_null();
+    json.insert("rope_scaling".to_owned(), if by_tensors { Value::Null } else { scaling });
+    json.insert("tie_word_embeddings".to_owned(), (!tensors.has(form.names.lm_head)).into());
+    for (rule, weight) in
+        [(row.qkv_bias, form.names.q), (row.output_bias, form.names.output), (row.mlp_bias, form.names.gate)]
+    {
+        if let BiasRule::Key(flag) = rule {
+            let bias = weight.replace("{}", "0").replace("weight", "bias");
+            // One key may speak of two biases: if only one is there, the other is missed by its name.
+            let asked = json.get(flag) == Some(&Value::Bool(true)) || tensors.has(&bias);
+            json.insert(flag.to_owned(), asked.into());
+        }
     }
     Ok(Value::Object(json))
 }
 
-/// Settles the size of a head, which three keys speak of, or else `embedding_length / head_count`.
-fn head_dim(json: &mut Map<String, Value>, key: &dyn Fn(&str) -> String, metadata: &Metadata) -> Result<(), String> {
-    let rope = metadata.scalar(&key("rope.dimension_count"))?;
+/// Settles the size of a head, which three keys speak of, or else `embedding_length / head_count`; and how much of it turns.
+fn head_dim(
+    json: &mut Map<String, Value>,
+    row: &Architecture,
+    key: &dyn Fn(&str) -> String,
+    metadata: &Metadata,
+) -> Result<(), String> {
+    let mut rope = metadata.scalar(&key("rope.dimension_count"))?;
     let number = |json: &Map<String, Value>, key: &str| json.get(key).and_then(Value::as_u64);
     if !json.contains_key("head_dim") {
         let (hidden, heads) = (number(json, "hidden_size"), number(json, "num_attention_heads"));
         let even = hidden.zip(heads).filter(|(hidden, heads)| *heads > 0 && hidden.is_multiple_of(*heads));
         // Without either, the config says that the numbers do not fit.
-        if let Some(dim) = rope.clone().or_else(|| even.map(|(hidden, heads)| (hidden / heads).into())) {
+        let even = even.map(|(hidden, heads)| (hidden / heads).into());
+        let whole = rope.clone().filter(|_| !row.partial_rotary);
+        if let Some(dim) = whole.or(even) {
             json.insert("head_dim".to_owned(), dim);
         }
+    }
+    if row.partial_rotary
+        && let Some(turned) = rope.take_if(|rope| rope.is_u64())
+        && let (Some(turned), Some(whole)) = (turned.as_f64(), json.get("head_dim").and_then(Value::as_f64))
+    {
+        json.insert("partial_rotary_factor".to_owned(), (turned / whole).into());
     }
     let dim = json.get("head_dim");
     for (end, value) in
@@ -136,26 +184,63 @@ fn rope_scaling(key: &dyn Fn(&str) -> String, metadata: &Metadata) -> Result<Val
     let kind = metadata.text(&key("rope.scaling.type"))?;
     Ok(match (kind, factor) {
         (Some("none"), _) | (None, None) => Value::Null,
+        (Some("yarn"), factor) => {
+            let original = metadata.scalar(&key(ORIGINAL_CONTEXT))?;
+            json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original})
+        }
         (kind, factor) => json!({"rope_type": kind.unwrap_or("linear"), "factor": factor}),
     })
 }
 
-fn rope_divisors(tensors: &Tensors, head_dim: usize) -> Result<Option<Vec<f32>>, String> {
-    let Some(stored) = tensors.get(ROPE_DIVISORS) else { return Ok(None) };
-    if stored.element != Element::F32 || stored.shape != [head_dim / 2] {
-        let (found, half) = (stored.element.name(), head_dim / 2);
-        return Err(format!("{ROPE_DIVISORS} is {found} of shape {:?}, expected F32 of [{half}]", stored.shape));
+/// What the tensors beside the weights say about the frequencies.
+fn stretched_by_tensors(
+    config: &DecoderConfig,
+    architecture: &str,
+    metadata: &Metadata,
+    tensors: &Tensors,
+) -> Result<Option<RopeScaling>, String> {
+    let read = |name| divisors(tensors, name, config.rotary_dim / 2);
+    let (long, short) = match (read(ROPE_DIVISORS)?, read(ROPE_LONG)?, read(ROPE_SHORT)?) {
+        (None, None, None) => return Ok(None),
+        (Some(all), None, None) => return Ok(Some(RopeScaling::Divisors(all))),
+        (None, Some(long), Some(short)) => (long, short),
+        _ => return Err(format!("it must hold {ROPE_DIVISORS}, or both {ROPE_LONG} and {ROPE_SHORT}")),
+    };
+    let key = |end: &str| format!("{architecture}.{end}");
+    let (original, factor) = (metadata.count(&key(ORIGINAL_CONTEXT))?, metadata.scalar(&key(ATTENTION_FACTOR))?);
+    let original =
+        original.filter(|tokens| *tokens > 1).ok_or_else(|| format!("{} is missing", key(ORIGINAL_CONTEXT)))?;
+    let (original, context) = (original as f64, f64::from(config.context_limit));
+    let attention_factor = match factor {
+        None => long_rope_attention_factor(context / original, original),
+        Some(value) => value
+            .as_f64()
+            .filter(|factor| factor.is_finite() && *factor > 0.0)
+            .ok_or_else(|| format!("{} is {value}, expected a positive number", key(ATTENTION_FACTOR)))?,
+    };
+    Ok(Some(RopeScaling::LongRope { divisors: if context > original { long } else { short }, attention_factor }))
+}
+
+fn divisors(tensors: &Tensors, name: &str, pairs: usize) -> Result<Option<Vec<f32>>, String> {
+    let Some(stored) = tensors.get(name) else { return Ok(None) };
+    if stored.element != Element::F32 || stored.shape != [pairs] {
+        let found = stored.element.name();
+        return Err(format!("{name} is {found} of shape {:?}, expected F32 of [{pairs}]", stored.shape));
     }
     let divisors: Vec<f32> =
         stored.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     match divisors.iter().find(|d| !d.is_finite() || **d <= 0.0) {
-        Some(bad) => Err(format!("{ROPE_DIVISORS} holds {bad}, expected positive numbers")),
+        Some(bad) => Err(format!("{name} holds {bad}, expected positive numbers")),
         None => Ok(Some(divisors)),
     }
 }
 
 /// A problem in the words of `config.json`, said in those of the file.
 fn own_words(problem: String, architecture: &str) -> String {
-    let keys = KEYS.iter().map(|(own, theirs, _)| (*own, *theirs)).chain([("rope.scaling", "rope_scaling")]);
+    let keys = KEYS.iter().map(|(own, theirs, _)| (*own, *theirs)).chain([
+        ("rope.scaling", "rope_scaling"),
+        ("rope.dimension_count", "partial_rotary_factor"),
+        (WINDOW.0, WINDOW.1),
+    ]);
     keys.fold(problem, |problem, (own, theirs)| problem.replace(theirs, &format!("{architecture}.{own}")))
 }

@@ -15,10 +15,10 @@ use memmap2::Mmap;
 
 use super::metadata::Metadata;
 use crate::ModelError;
-use crate::weights::{Element, Stored, root};
+use crate::weights::{BLOCKS, Element, Stored, root};
 
 /// The types of elements that are read.
-pub(crate) const READ: &str = "F32, F16, BF16, Q8_0 and Q4_0";
+pub(crate) const READ: &str = "F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0, Q4_1 and Q2_K to Q6_K";
 
 /// Most bytes of a header: twice what a vocabulary of 256 thousand tokens with its merges takes. Bounds what its lists may
 /// allocate, which is at most some tens of times as much.
@@ -170,8 +170,7 @@ fn place(info: &TensorInfo, data_start: usize, alignment: usize) -> Result<Place
         GgmlDType::F32 => Element::F32,
         GgmlDType::F16 => Element::F16,
         GgmlDType::BF16 => Element::Bf16,
-        GgmlDType::Q8_0 => Element::Q8_0,
-        GgmlDType::Q4_0 => Element::Q4_0,
+        dtype if BLOCKS.iter().any(|(known, _)| *known == dtype) => Element::Blocks(dtype),
         other => Element::Other(format!("{other:?}")),
     };
     let (block, size) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());

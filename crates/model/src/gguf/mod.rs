@@ -13,13 +13,14 @@ mod tokenizer;
 
 use std::path::Path;
 
-use crate::{DecoderConfig, ModelError, TextFiles};
-pub(crate) use config::ROPE_DIVISORS;
+use crate::{DecoderConfig, GgufForm, ModelError, TextFiles};
+pub(crate) use config::ROPE_TENSORS;
 pub(crate) use container::{READ, Tensors};
 
 /// What a GGUF file holds.
 pub(crate) struct Parts {
     pub(crate) config: DecoderConfig,
+    pub(crate) form: &'static GgufForm,
     pub(crate) tensors: Tensors,
     pub(crate) text: TextFiles,
 }
@@ -30,8 +31,8 @@ pub(crate) struct Parts {
 /// The [`ModelError`] that names the key or the tensor that is wrong.
 pub(crate) fn read(path: &Path) -> Result<Parts, ModelError> {
     let (metadata, tensors) = container::open(path)?;
-    let (config, json) = config::read(path, &metadata, &tensors)?;
+    let (config, form, json) = config::read(path, &metadata, &tensors)?;
     let mut text = tokenizer::read(path, &metadata)?;
     text.config = json;
-    Ok(Parts { config, tensors, text })
+    Ok(Parts { config, form, tensors, text })
 }

@@ -67,6 +67,9 @@ struct PreTokenizer {
     adds_bos: bool,
 }
 
+/// Of Llama 3, and of others after it.
+const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 const PLAIN: PreTokenizer =
     PreTokenizer { names: &[], splits: &[], gpt2: true, nfc: false, ignore_merges: false, adds_bos: false };
 
@@ -87,14 +90,14 @@ static PRE_TOKENIZERS: &[PreTokenizer] = &[
     PreTokenizer { names: &["gpt-2"], ..PLAIN },
     PreTokenizer {
         names: &["llama-bpe", "llama3", "llama-v3"],
-        splits: &[
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ],
+        splits: &[LLAMA3_SPLIT],
         gpt2: false,
         ignore_merges: true,
         adds_bos: true,
         ..PLAIN
     },
+    // Phi-4 and SmolLM3.
+    PreTokenizer { names: &["dbrx", "smaug-bpe"], splits: &[LLAMA3_SPLIT], gpt2: false, ..PLAIN },
     PreTokenizer {
         names: &["qwen2"],
         splits: &[

@@ -7,9 +7,11 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use candle_core::quantized::GgmlDType;
 use candle_core::safetensors::{BufferedSafetensors, MmapedSafetensors, SliceSafetensors};
 use holdfast_types::Digest;
 use safetensors::tensor::TensorView;
@@ -39,16 +41,22 @@ pub(crate) struct Stored<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
+impl Stored<'_> {
+    /// Where `count` rows from `first` on lie in the bytes. Rows are whole bytes, and whole blocks.
+    pub(crate) fn rows(&self, first: usize, count: usize) -> Range<usize> {
+        let row = self.bytes.len() / self.shape.first().copied().unwrap_or(1).max(1);
+        first * row..(first + count) * row
+    }
+}
+
 /// Type of the elements of a tensor in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Element {
     F32,
     F16,
     Bf16,
-    /// ggml's blocks of 32 bytes under one F16 scale.
-    Q8_0,
-    /// ggml's blocks of 32 nibbles under one F16 scale.
-    Q4_0,
+    /// ggml's blocks of integers under common scales: one of [`BLOCKS`].
+    Blocks(GgmlDType),
     /// One that is not read, by its name.
     Other(String),
 }
@@ -60,12 +68,25 @@ impl Element {
             Self::F32 => "F32",
             Self::F16 => "F16",
             Self::Bf16 => "BF16",
-            Self::Q8_0 => "Q8_0",
-            Self::Q4_0 => "Q4_0",
+            Self::Blocks(dtype) => BLOCKS.iter().find(|(known, _)| known == dtype).map_or("blocks", |(_, name)| *name),
             Self::Other(name) => name,
         }
     }
 }
+
+/// The blocks that are read, by ggml's names.
+pub(crate) const BLOCKS: &[(GgmlDType, &str)] = &[
+    (GgmlDType::Q8_0, "Q8_0"),
+    (GgmlDType::Q5_0, "Q5_0"),
+    (GgmlDType::Q5_1, "Q5_1"),
+    (GgmlDType::Q4_0, "Q4_0"),
+    (GgmlDType::Q4_1, "Q4_1"),
+    (GgmlDType::Q6K, "Q6_K"),
+    (GgmlDType::Q5K, "Q5_K"),
+    (GgmlDType::Q4K, "Q4_K"),
+    (GgmlDType::Q3K, "Q3_K"),
+    (GgmlDType::Q2K, "Q2_K"),
+];
 
 /// One file of tensors, wherever its bytes are.
 pub(super) enum File {

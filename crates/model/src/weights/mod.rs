@@ -8,6 +8,7 @@
 mod files;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,12 +17,11 @@ use candle_core::quantized::GgmlDType;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use holdfast_types::Digest;
 
-use crate::config::GGUF_NAMES;
 use crate::error::some_names;
-use crate::gguf::{self, ROPE_DIVISORS};
-use crate::{DecoderConfig, LayerPart, ModelError, TensorNames, TensorRole};
+use crate::gguf::{self, ROPE_TENSORS};
+use crate::{DecoderConfig, GgufForm, LayerPart, ModelError, TensorNames, TensorRole, TensorSpec};
 use files::File;
-pub(crate) use files::{Element, Stored, WeightBytes, root, verify_checksums};
+pub(crate) use files::{BLOCKS, Element, Stored, WeightBytes, root, verify_checksums};
 
 /// The weights of a model, checked against its config.
 ///
@@ -160,8 +160,13 @@ impl Weights {
     ///
     /// # Errors
     /// The [`ModelError`] that names the first tensor that is wrong.
-    pub(crate) fn from_gguf(path: &Path, tensors: gguf::Tensors, config: &DecoderConfig) -> Result<Self, ModelError> {
-        Layout::gguf(config).check(path, &[Arc::new(File::Gguf(tensors))], config)
+    pub(crate) fn from_gguf(
+        path: &Path,
+        tensors: gguf::Tensors,
+        config: &DecoderConfig,
+        form: &GgufForm,
+    ) -> Result<Self, ModelError> {
+        Layout::gguf(form).check(path, &[Arc::new(File::Gguf(tensors))], config)
     }
 }
 
@@ -173,28 +178,32 @@ impl std::fmt::Debug for Weights {
 
 /// One tensor's elements.
 enum Values {
-    /// In the file, little-endian and aligned: seen where they lie.
-    InFile { file: Arc<File>, name: String },
+    /// In the file, little-endian and aligned: seen where they lie, at these of the tensor's bytes.
+    InFile { file: Arc<File>, name: String, place: Range<usize> },
     /// Converted.
     Owned(Vec<f32>),
 }
 
 impl Values {
-    /// Takes a tensor's elements as they are, or converts them.
-    fn take(file: &Arc<File>, name: &str, stored: &Stored<'_>) -> Result<Self, Unread> {
-        let bytes = stored.bytes;
+    /// Takes `rows` of a tensor as they are, or converts them.
+    fn take(file: &Arc<File>, name: &str, stored: &Stored<'_>, rows: Range<usize>) -> Result<Self, Unread> {
+        let place = stored.rows(rows.start, rows.len());
+        let bytes = &stored.bytes[place.clone()];
         let halves = |convert: fn([u8; 2]) -> f32| bytes.chunks_exact(2).map(|b| convert([b[0], b[1]])).collect();
         match &stored.element {
             Element::F32 if cfg!(target_endian = "little") && bytemuck::try_cast_slice::<u8, f32>(bytes).is_ok() => {
-                Ok(Self::InFile { file: file.clone(), name: name.to_owned() })
+                Ok(Self::InFile { file: file.clone(), name: name.to_owned(), place })
             }
             Element::F32 => {
                 Ok(Self::Owned(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
             }
             Element::Bf16 => Ok(Self::Owned(halves(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)))),
             Element::F16 => Ok(Self::Owned(halves(|b| half_to_f32(u16::from_le_bytes(b))))),
-            Element::Q8_0 => dequantised(GgmlDType::Q8_0, stored),
-            Element::Q4_0 => dequantised(GgmlDType::Q4_0, stored),
+            Element::Blocks(dtype) => {
+                let mut shape = stored.shape.clone();
+                shape[0] = rows.len();
+                dequantised(*dtype, bytes, shape)
+            }
             Element::Other(_) => Err(Unread::Dtype),
         }
     }
@@ -206,9 +215,9 @@ impl Values {
                 clippy::expect_used,
                 reason = "`take` made this variant after the same look-up and cast succeeded"
             )]
-            Self::InFile { file, name } => {
+            Self::InFile { file, name, place } => {
                 let stored = file.get(name).expect("a tensor that was there");
-                bytemuck::try_cast_slice(stored.bytes).expect("bytes that were aligned")
+                bytemuck::try_cast_slice(&stored.bytes[place.clone()]).expect("bytes that were aligned")
             }
         }
     }
@@ -222,9 +231,10 @@ enum Unread {
     Blocks(String),
 }
 
-/// Blocks of quantised elements to f32. The bytes are aligned as the container promises, which the blocks' scales need.
-fn dequantised(dtype: GgmlDType, stored: &Stored<'_>) -> Result<Values, Unread> {
-    let tensor = qtensor_from_ggml(dtype, stored.bytes, stored.shape.clone(), &Device::Cpu);
+/// Blocks of quantised elements to f32. Tensors are aligned as the container promises and blocks have an even number of bytes,
+/// which is what the blocks' scales need.
+fn dequantised(dtype: GgmlDType, bytes: &[u8], shape: Vec<usize>) -> Result<Values, Unread> {
+    let tensor = qtensor_from_ggml(dtype, bytes, shape, &Device::Cpu);
     let values = tensor.and_then(|tensor| tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1());
     values.map(Values::Owned).map_err(|e| Unread::Blocks(e.to_string()))
 }
@@ -246,8 +256,8 @@ struct Layout {
     names: &'static TensorNames,
     /// Ends of names that are passed over.
     ignored: &'static [&'static str],
-    /// A tensor that the config was made of: not a weight, but part of the digest.
-    beside: Option<&'static str>,
+    /// Tensors that the config was made of: no weights, but part of the digest.
+    beside: &'static [&'static str],
     /// Heads of q and k whose rows are interleaved, and must be put in half-split order.
     interleaved: bool,
     /// Types of elements that are read.
@@ -257,17 +267,11 @@ struct Layout {
 impl Layout {
     fn safetensors(config: &DecoderConfig) -> Self {
         let row = config.row();
-        Self { names: row.names, ignored: row.ignored, beside: None, interleaved: false, read: "F32, F16 and BF16" }
+        Self { names: row.names, ignored: row.ignored, beside: &[], interleaved: false, read: "F32, F16 and BF16" }
     }
 
-    fn gguf(config: &DecoderConfig) -> Self {
-        Self {
-            names: &GGUF_NAMES,
-            ignored: &[],
-            beside: Some(ROPE_DIVISORS),
-            interleaved: config.row().gguf_interleaved,
-            read: gguf::READ,
-        }
+    fn gguf(form: &GgufForm) -> Self {
+        Self { names: form.names, ignored: &[], beside: ROPE_TENSORS, interleaved: form.interleaved, read: gguf::READ }
     }
 
     /// Compares what there is with what there must be, and takes it.
@@ -289,7 +293,10 @@ impl Layout {
             }
         }
         let specs = config.tensors_by(names);
-        let missing: Vec<_> = specs.iter().filter(|s| !found.contains_key(&s.name)).map(|s| s.name.clone()).collect();
+        let rows = rows_of(&specs);
+        let mut missing: Vec<_> =
+            specs.iter().filter(|s| !found.contains_key(&s.name)).map(|s| s.name.clone()).collect();
+        missing.dedup();
         if !missing.is_empty() {
             return Err(ModelError::MissingTensors { path: path(), names: some_names(&missing) });
         }
@@ -300,7 +307,7 @@ impl Layout {
         if config.tied && same {
             found.remove(names.lm_head);
         }
-        let wanted: BTreeSet<_> = specs.iter().map(|s| s.name.as_str()).chain(self.beside).collect();
+        let wanted: BTreeSet<_> = specs.iter().map(|s| s.name.as_str()).chain(self.beside.iter().copied()).collect();
         let extra: Vec<_> = found.keys().filter(|name| !wanted.contains(name.as_str())).cloned().collect();
         if !extra.is_empty() {
             return Err(ModelError::ExtraTensors { path: path(), names: some_names(&extra) });
@@ -308,16 +315,19 @@ impl Layout {
 
         let mut tensors = HashMap::with_capacity(specs.len());
         let mut parameters = 0;
-        for spec in specs {
+        for (spec, (rows, rows_in_all)) in specs.into_iter().zip(rows) {
             let Some((file, stored)) = found.get(&spec.name).and_then(|file| Some((file, file.get(&spec.name)?)))
             else {
                 return Err(ModelError::MissingTensors { path: path(), names: spec.name });
             };
-            if stored.shape != spec.shape {
+            let mut expected = spec.shape.clone();
+            expected[0] = rows_in_all;
+            if stored.shape != expected {
                 let found = stored.shape;
-                return Err(ModelError::WrongShape { path: path(), name: spec.name, expected: spec.shape, found });
+                return Err(ModelError::WrongShape { path: path(), name: spec.name, expected, found });
             }
-            let mut values = Values::take(file, &spec.name, &stored).map_err(|unread| match unread {
+            let first = rows.start * stored.shape.iter().skip(1).product::<usize>();
+            let mut values = Values::take(file, &spec.name, &stored, rows).map_err(|unread| match unread {
                 Unread::Dtype => ModelError::WrongDtype {
                     path: path(),
                     name: spec.name.clone(),
@@ -332,13 +342,25 @@ impl Layout {
                 values = Values::Owned(half_split(values.as_slice(), config.head_dim, spec.shape[0]));
             }
             if let Some((index, &value)) = values.as_slice().iter().enumerate().find(|(_, v)| !v.is_finite()) {
-                return Err(ModelError::NonFinite { path: path(), name: spec.name, index, value });
+                return Err(ModelError::NonFinite { path: path(), name: spec.name, index: first + index, value });
             }
             parameters += values.as_slice().len() as u64;
             tensors.insert(spec.role, values);
         }
         Ok(Weights { tensors, layers: config.layers.len(), digest: digest(&found), parameters })
     }
+}
+
+/// For each spec, its rows of the tensor that holds it, and how many that tensor has.
+fn rows_of(specs: &[TensorSpec]) -> Vec<(Range<usize>, usize)> {
+    let mut in_all: HashMap<&str, usize> = HashMap::new();
+    let mut places = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let end = in_all.entry(&spec.name).or_default();
+        places.push(*end..*end + spec.shape[0]);
+        *end += spec.shape[0];
+    }
+    places.into_iter().zip(specs).map(|(rows, spec)| (rows, in_all[spec.name.as_str()])).collect()
 }
 
 /// Whether rotary embedding turns what this tensor makes.

@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor, safetensors};
-use holdfast_model::random::MicroShape;
+use holdfast_model::random::{MICRO_LONG_ROPE_CONTEXT, MicroFamily, MicroRope, MicroShape};
 use holdfast_model::{Model, ModelError, ModelSource};
 use serde_json::Value as Json;
 
@@ -23,13 +23,17 @@ impl Gguf {
     pub(crate) fn of(shape: &MicroShape, dtype: GgmlDType) -> Self {
         let directory = tempfile::tempdir().unwrap();
         shape.write(directory.path()).unwrap();
-        let arch = if shape.qk_norm { "qwen3" } else { "llama" };
+        let arch = match shape.family {
+            MicroFamily::Mistral => "llama",
+            family => family.names().1,
+        };
+        let turns_pairs = matches!(arch, "llama" | "smollm3");
         let mut tensors = Vec::new();
         let mut stored: Vec<_> =
             safetensors::load(directory.path().join("model.safetensors"), &Device::Cpu).unwrap().into_iter().collect();
         stored.sort_by(|a, b| a.0.cmp(&b.0));
         for (name, tensor) in stored {
-            let turned = |heads| if arch == "llama" { permute(&tensor, heads) } else { tensor.clone() };
+            let turned = |heads| if turns_pairs { permute(&tensor, heads) } else { tensor.clone() };
             let tensor = match name.rsplit('.').nth(1).unwrap() {
                 "q_proj" => turned(shape.heads),
                 "k_proj" => turned(shape.kv_heads),
@@ -38,10 +42,22 @@ impl Gguf {
             let dtype = if tensor.rank() == 2 { dtype } else { GgmlDType::F32 };
             tensors.push((gguf_name(&name), tensor, dtype));
         }
-        if shape.llama3_rope {
-            let divisors: Vec<f32> = llama3_divisors(shape.head_dim);
+        let config: Json = serde_json::from_str(&shape.text_files().config).unwrap();
+        let list = |key: &str| {
+            let all = config["rope_scaling"][key].as_array().unwrap();
+            all.iter().map(|factor| factor.as_f64().unwrap() as f32).collect::<Vec<_>>()
+        };
+        let divisors = match shape.rope {
+            MicroRope::Llama3 => vec![("rope_freqs.weight", llama3_divisors(shape.head_dim))],
+            MicroRope::LongRope => vec![
+                ("rope_factors_long.weight", list("long_factor")),
+                ("rope_factors_short.weight", list("short_factor")),
+            ],
+            MicroRope::Plain | MicroRope::Yarn => Vec::new(),
+        };
+        for (name, divisors) in divisors {
             let divisors = Tensor::from_slice(&divisors, divisors.len(), &Device::Cpu).unwrap();
-            tensors.push(("rope_freqs.weight".to_owned(), divisors, GgmlDType::F32));
+            tensors.push((name.to_owned(), divisors, GgmlDType::F32));
         }
         let mut metadata = vec![("general.architecture".to_owned(), Value::String(arch.to_owned()))];
         let count = |n: usize| Value::U32(n as u32);
@@ -62,6 +78,19 @@ impl Gguf {
         if arch == "llama" {
             metadata.push(("llama.rope.dimension_count".to_owned(), count(shape.head_dim)));
             metadata.push(("llama.vocab_size".to_owned(), Value::U32(shape.vocab_size)));
+        }
+        if arch == "phi3" {
+            let turned = (shape.head_dim as f64 * shape.rotary_share) as usize;
+            metadata.push(("phi3.rope.dimension_count".to_owned(), count(turned)));
+            metadata
+                .push(("phi3.rope.scaling.original_context_length".to_owned(), Value::U32(MICRO_LONG_ROPE_CONTEXT)));
+            metadata.push(("phi3.attention.sliding_window".to_owned(), Value::U32(shape.window.unwrap_or(0))));
+            metadata.retain(|(key, _)| key != "phi3.attention.key_length" && key != "phi3.attention.value_length");
+        }
+        if shape.rope == MicroRope::Yarn {
+            metadata.push((format!("{arch}.rope.scaling.type"), Value::String("yarn".to_owned())));
+            metadata.push((format!("{arch}.rope.scaling.factor"), Value::F32(8.0)));
+            metadata.push((format!("{arch}.rope.scaling.original_context_length"), Value::U32(64)));
         }
         metadata.extend(tokenizer(directory.path(), shape.vocab_size));
         Self { metadata, tensors }
@@ -122,9 +151,11 @@ fn gguf_name(name: &str) -> String {
         ("self_attn.q_proj", "attn_q"),
         ("self_attn.k_proj", "attn_k"),
         ("self_attn.v_proj", "attn_v"),
+        ("self_attn.qkv_proj", "attn_qkv"),
         ("self_attn.o_proj", "attn_output"),
         ("self_attn.q_norm", "attn_q_norm"),
         ("self_attn.k_norm", "attn_k_norm"),
+        ("mlp.gate_up_proj", "ffn_up"),
         ("mlp.gate_proj", "ffn_gate"),
         ("mlp.up_proj", "ffn_up"),
         ("mlp.down_proj", "ffn_down"),

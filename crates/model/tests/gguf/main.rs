@@ -9,13 +9,19 @@ use candle_core::Device;
 use candle_core::quantized::gguf_file::Value;
 use candle_core::quantized::{GgmlDType, QTensor};
 use file::Gguf;
-use holdfast_model::random::{MICRO_VOCABULARY, MicroDtype, MicroShape};
+use holdfast_model::random::MicroFamily::{Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
+use holdfast_model::random::{MICRO_VOCABULARY, MicroDtype, MicroRope, MicroShape};
 use holdfast_model::{LogEnd, Model, Next, Prompt, Reference, RopeScaling, Weights};
 use holdfast_types::{Item, Role, Tool};
 
 /// Rows that are whole blocks of 32.
 fn blocks() -> MicroShape {
     MicroShape { hidden: 64, heads: 4, kv_heads: 2, head_dim: 16, ffn: 96, ..MicroShape::default() }
+}
+
+/// Rows that are whole blocks of 256.
+fn large_blocks() -> MicroShape {
+    MicroShape { hidden: 256, heads: 4, kv_heads: 2, head_dim: 64, ffn: 256, layers: 1, ..MicroShape::default() }
 }
 
 /// Every tensor of a model, in one order.
@@ -47,8 +53,11 @@ fn f32_is_the_hugging_face_form_bit_for_bit() {
         micro.clone(),
         MicroShape { heads: 6, kv_heads: 3, head_dim: 10, layers: 3, seed: 1, ..micro.clone() },
         MicroShape { tied: false, attention_bias: true, mlp_bias: true, seed: 2, ..micro.clone() },
-        MicroShape { qk_norm: true, head_dim: 20, vocab_size: MICRO_VOCABULARY + 9, seed: 3, ..micro.clone() },
-        MicroShape { qk_norm: true, tied: false, attention_bias: true, seed: 4, ..micro },
+        MicroShape { family: Qwen3, head_dim: 20, vocab_size: MICRO_VOCABULARY + 9, seed: 3, ..micro.clone() },
+        MicroShape { family: Qwen3, tied: false, attention_bias: true, seed: 4, ..micro.clone() },
+        MicroShape { family: Qwen2, head_dim: 12, layers: 3, seed: 5, ..micro.clone() },
+        MicroShape { family: Phi3, window: Some(40), tied: false, seed: 6, ..micro.clone() },
+        MicroShape { family: Phi3, rope: MicroRope::LongRope, rotary_share: 0.75, head_dim: 8, seed: 7, ..micro },
     ] {
         let (ours, theirs) = (Gguf::of(&shape, GgmlDType::F32).load().unwrap(), shape.build().unwrap());
         assert_eq!(ours.config(), theirs.config());
@@ -67,8 +76,53 @@ fn f32_is_the_hugging_face_form_bit_for_bit() {
 }
 
 #[test]
+fn mistral_is_llama_there() {
+    let shape = MicroShape { family: Mistral, seed: 12, ..MicroShape::default() };
+    let (ours, theirs) = (Gguf::of(&shape, GgmlDType::F32).load().unwrap(), shape.build().unwrap());
+    assert_eq!((ours.config().architecture.as_str(), all(&ours)), ("LlamaForCausalLM", all(&theirs)));
+    assert_eq!(logits(&ours), logits(&theirs));
+}
+
+#[test]
+fn every_fourth_layer_of_smollm3_does_not_turn() {
+    let shape = MicroShape { family: SmolLm3, layers: 5, seed: 13, ..MicroShape::default() };
+    let (ours, theirs) = (Gguf::of(&shape, GgmlDType::F32).load().unwrap(), shape.build().unwrap());
+    let turned: Vec<bool> = ours.config().layers.iter().map(|layer| layer.rope).collect();
+    assert_eq!(turned, [true, true, true, false, true]);
+    assert_eq!(all(&ours), all(&theirs));
+}
+
+#[test]
+fn yarn_is_read_with_the_bounds_of_the_paper() {
+    let shape = MicroShape { family: Qwen2, rope: MicroRope::Yarn, seed: 14, ..MicroShape::default() };
+    let RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, attention_factor } =
+        Gguf::of(&shape, GgmlDType::F32).load().unwrap().config().rope.scaling
+    else {
+        panic!("yarn")
+    };
+    assert_eq!((factor, original_context, beta_fast, beta_slow, truncate), (8.0, 64.0, 32.0, 1.0, true));
+    assert!((attention_factor - (1.0 + 0.1 * 8.0_f64.ln())).abs() < 1e-12);
+}
+
+#[test]
+fn long_rope_is_two_tensors_and_an_attention_factor() {
+    let shape = MicroShape { family: Phi3, rope: MicroRope::LongRope, seed: 15, ..MicroShape::default() };
+    let mut file = Gguf::of(&shape, GgmlDType::F32);
+    file.set("phi3.rope.scaling.attn_factor", Some(Value::F32(1.25)));
+    let scaling = file.load().unwrap().config().rope.scaling.clone();
+    let expected = RopeScaling::LongRope { divisors: vec![1.0, 2.5, 4.0, 5.5], attention_factor: 1.25 };
+    assert_eq!(scaling, expected);
+    file.set("phi3.context_length", Some(Value::U32(16)));
+    let scaling = file.load().unwrap().config().rope.scaling.clone();
+    assert!(matches!(scaling, RopeScaling::LongRope { divisors, .. } if divisors[1] == 1.125));
+    file.tensors.retain(|tensor| tensor.0 != "rope_factors_short.weight");
+    let text = file.load().unwrap_err().to_string();
+    assert!(text.contains("rope_factors_short.weight"), "{text}");
+}
+
+#[test]
 fn stretched_frequencies_are_divisors() {
-    let shape = MicroShape { llama3_rope: true, head_dim: 32, seed: 5, ..MicroShape::default() };
+    let shape = MicroShape { rope: MicroRope::Llama3, head_dim: 32, seed: 5, ..MicroShape::default() };
     let (ours, theirs) = (Gguf::of(&shape, GgmlDType::F32).load().unwrap(), shape.build().unwrap());
     assert!(matches!(&ours.config().rope.scaling, RopeScaling::Divisors(all) if all.len() == 16));
     assert_eq!(all(&ours), all(&theirs));
@@ -76,12 +130,12 @@ fn stretched_frequencies_are_divisors() {
     for (a, b) in frequencies(&ours).iter().zip(frequencies(&theirs)) {
         assert!((a - b).abs() <= 1e-6 * b, "{a} {b}");
     }
-    let plain = MicroShape { llama3_rope: false, ..shape }.build().unwrap();
+    let plain = MicroShape { rope: MicroRope::Plain, ..shape }.build().unwrap();
     assert_ne!(frequencies(&ours), frequencies(&plain));
     // A divisor is part of what the model computes, so it is part of the digest.
     assert_ne!(
         ours.weights().digest(),
-        Gguf::of(&MicroShape { llama3_rope: false, head_dim: 32, seed: 5, ..MicroShape::default() }, GgmlDType::F32)
+        Gguf::of(&MicroShape { head_dim: 32, seed: 5, ..MicroShape::default() }, GgmlDType::F32)
             .load()
             .unwrap()
             .weights()
@@ -102,10 +156,18 @@ fn linear_scaling_needs_no_type() {
 fn other_types_are_their_dequantised_values() {
     for (shape, dtype) in [
         (blocks(), GgmlDType::Q8_0),
-        (MicroShape { qk_norm: true, tied: false, seed: 6, ..blocks() }, GgmlDType::Q8_0),
+        (MicroShape { family: Qwen3, tied: false, seed: 6, ..blocks() }, GgmlDType::Q8_0),
         (MicroShape { attention_bias: true, seed: 7, ..blocks() }, GgmlDType::Q4_0),
         (MicroShape { seed: 8, ..blocks() }, GgmlDType::F16),
         (MicroShape { dtype: MicroDtype::Bf16, seed: 9, ..blocks() }, GgmlDType::BF16),
+        (blocks(), GgmlDType::Q4_1),
+        (MicroShape { family: Phi3, seed: 10, ..blocks() }, GgmlDType::Q5_0),
+        (blocks(), GgmlDType::Q5_1),
+        (large_blocks(), GgmlDType::Q2K),
+        (large_blocks(), GgmlDType::Q3K),
+        (large_blocks(), GgmlDType::Q4K),
+        (MicroShape { family: Phi3, seed: 11, ..large_blocks() }, GgmlDType::Q5K),
+        (MicroShape { family: Qwen2, tied: false, ..large_blocks() }, GgmlDType::Q6K),
     ] {
         let (ours, exact) = (Gguf::of(&shape, dtype).load().unwrap(), shape.build().unwrap());
         for spec in exact.config().tensors() {
@@ -149,6 +211,19 @@ fn a_start_token_that_the_file_asks_for_is_written_once() {
     let template = format!("{{{{- bos_token }}}}{template}");
     file.set("tokenizer.chat_template", Some(Value::String(template)));
     assert_eq!(rendered(&file.load().unwrap()), with);
+}
+
+#[test]
+fn later_families_split_text_as_llama_3_does() {
+    let mut file = Gguf::of(&MicroShape::default(), GgmlDType::F32);
+    let mut with = |pre: &str| {
+        file.set("tokenizer.ggml.pre", Some(Value::String(pre.to_owned())));
+        rendered(&file.load().unwrap())
+    };
+    let llama = with("llama-bpe");
+    assert_eq!(with("dbrx"), llama);
+    assert_eq!(with("smaug-bpe"), llama);
+    assert_ne!(with("gpt-2"), llama);
 }
 
 #[test]

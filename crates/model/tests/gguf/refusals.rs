@@ -169,8 +169,8 @@ fn wrong_tensors_are_refused_by_name() {
     }
     let wide = MicroShape { hidden: 256, layers: 1, ffn: 256, ..MicroShape::default() };
     let mut file = Gguf::of(&wide, GgmlDType::F32);
-    file.tensor("blk.0.ffn_up.weight").2 = GgmlDType::Q4K;
-    says(refused_bytes(&file.bytes()), "WrongDtype", &["blk.0.ffn_up.weight", "Q4K", "Q8_0 and Q4_0 are read"]);
+    file.tensor("blk.0.ffn_up.weight").2 = GgmlDType::Q8K;
+    says(refused_bytes(&file.bytes()), "WrongDtype", &["blk.0.ffn_up.weight", "Q8K", "Q2_K to Q6_K are read"]);
     let mut bytes = file.bytes();
     let dtype = place_of(&bytes, "blk.0.ffn_up.weight") + 20;
     bytes[dtype..dtype + 4].copy_from_slice(&23_u32.to_le_bytes());
@@ -191,7 +191,9 @@ fn a_bad_config_is_refused_in_the_files_own_keys() {
         ),
         ("llama.attention.layer_norm_rms_epsilon", Some(Value::F32(f32::NAN)), ["rms_epsilon", "NaN"]),
         ("llama.rope.dimension_count", Some(Value::U32(4)), ["llama.rope.dimension_count", "4"]),
-        ("llama.rope.scaling.type", Some(text("yarn")), ["llama.rope.scaling", "yarn"]),
+        ("llama.rope.scaling.type", Some(text("dynamic")), ["llama.rope.scaling", "dynamic"]),
+        ("llama.rope.scaling.type", Some(text("yarn")), ["llama.rope.scaling", "factor is missing"]),
+        ("llama.rope.scaling.attn_factor", Some(Value::F32(1.5)), ["attn_factor", "not understood"]),
         ("llama.expert_count", Some(Value::U32(8)), ["llama.expert_count", "not understood"]),
         ("llama.attention.sliding_window", Some(Value::U32(64)), ["sliding_window", "not understood"]),
     ] {
@@ -203,7 +205,7 @@ fn a_bad_config_is_refused_in_the_files_own_keys() {
     for value in [Some(text("mamba")), None] {
         let (variant, text) = with("general.architecture", value);
         assert_eq!(variant, "UnknownArchitecture");
-        assert!(text.contains("llama, qwen3"), "{text}");
+        assert!(text.contains("llama, qwen2, qwen3, smollm3, phi3"), "{text}");
     }
     for bad in [vec![1.0_f32; 3], vec![1.0, 1.0, 0.0, 1.0]] {
         let (variant, text) = refused(|f| {
@@ -249,6 +251,31 @@ fn a_bad_tokenizer_is_refused_by_key() {
         "Tokenizer",
         &["token 8 and token 9"],
     );
+}
+
+#[test]
+fn blocks_of_any_bytes_are_numbers_or_refused() {
+    use GgmlDType::{Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    let shape =
+        MicroShape { hidden: 256, heads: 4, kv_heads: 2, head_dim: 64, ffn: 256, layers: 1, ..MicroShape::default() };
+    let mut random = fastrand::Rng::with_seed(3);
+    for dtype in [Q8_0, Q5_0, Q5_1, Q4_0, Q4_1, Q6K, Q5K, Q4K, Q3K, Q2K] {
+        let mut file = Gguf::of(&shape, GgmlDType::F32);
+        file.tensor("blk.0.ffn_up.weight").2 = dtype;
+        let good = file.bytes();
+        let content = Content::read(&mut Cursor::new(&good)).unwrap();
+        let info = &content.tensor_infos["blk.0.ffn_up.weight"];
+        let start = (content.tensor_data_offset + info.offset) as usize;
+        let size = 256 * 256 / dtype.block_size() * dtype.type_size();
+        for _ in 0..4 {
+            let mut bytes = good.clone();
+            random.fill(&mut bytes[start..start + size]);
+            match load_bytes(&bytes) {
+                Ok(_) | Err(ModelError::NonFinite { .. }) => {}
+                Err(error) => panic!("{dtype:?}: {error}"),
+            }
+        }
+    }
 }
 
 proptest! {
