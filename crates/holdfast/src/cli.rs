@@ -21,8 +21,8 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Look at sessions and delete them.
     Sessions(SessionsArgs),
-    /// List the models that a runtime serves.
-    Models(RemoteArgs),
+    /// Register models by name, look at them and verify them; without a subcommand, list what a runtime serves.
+    Models(ModelsArgs),
     /// Print every setting in force and where its value came from.
     Config(SettingsArgs),
     /// Print a completion script for a shell: `holdfast completions bash > ~/.local/share/bash-completion/completions/holdfast`.
@@ -44,8 +44,8 @@ pub(crate) struct SettingsArgs {
     /// Where sessions are kept; one process owns it at a time [default: ~/.local/share/holdfast].
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// A model to serve: `pebble` (built in), a directory in Hugging Face layout, a GGUF file, or NAME=PATH. May be repeated; the
-    /// first is the default.
+    /// A model to serve: `pebble` (built in), a name that `holdfast models add` registered, a directory in Hugging Face layout, a
+    /// GGUF file, or NAME=any of these. May be repeated; the first is the default.
     #[arg(long = "model", value_name = "NAME|PATH")]
     pub(crate) models: Vec<String>,
     /// Allow listening beyond loopback without TLS or credentials.
@@ -79,6 +79,103 @@ pub(crate) struct RemoteArgs {
     /// The runtime to ask.
     #[arg(long, env = "HOLDFAST_ADDRESS", value_name = "HOST:PORT", default_value = "127.0.0.1:50051", global = true)]
     pub(crate) address: String,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct ModelsArgs {
+    #[command(flatten)]
+    pub(crate) served: ServedArgs,
+    #[command(subcommand)]
+    pub(crate) command: Option<ModelsCommand>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServedArgs {
+    /// The runtime to ask.
+    #[arg(long, env = "HOLDFAST_ADDRESS", value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
+    pub(crate) address: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelsCommand {
+    /// Load and check a model, and register it by name, so that `serve --model NAME` finds it and knows that it is the same. The
+    /// model is not copied: it stays where it lies.
+    Add {
+        /// A directory in Hugging Face layout, a GGUF file, or an entry of a Hugging Face hub cache (`models--org--name`).
+        path: String,
+        /// 1 to 64 letters, digits, '.', '_' and '-' [default: the name of the directory, file or repository].
+        #[arg(long)]
+        name: Option<String>,
+        /// Take the place of a model that is registered under the name.
+        #[arg(long)]
+        replace: bool,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// List built-in and registered models.
+    List {
+        /// As JSON, digests included.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// Load a model, and tell its architecture, sizes, tokenizer, template, tool calls, digests and files.
+    Inspect {
+        /// A built-in or registered name, or a path.
+        #[arg(value_name = "NAME|PATH")]
+        model: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// Read every byte of registered models, and tell whether they are what was added; exit status 1 when one is not.
+    Verify {
+        /// Their names.
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// Forget registered models. Their files are not touched.
+    Remove {
+        /// Their names.
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// List the models that a running runtime serves, with what they hold of its device.
+    Served(ServedArgs),
+}
+
+/// Where models are registered: the setting `models_dir`, else `models` in `data_dir`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RegistryArgs {
+    /// A TOML file with settings; `holdfast config` prints all keys.
+    #[arg(long, env = "HOLDFAST_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The data directory in whose `models` they are registered [default: ~/.local/share/holdfast].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Any other setting, for example `--set models_dir=/srv/models/registry`. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl RegistryArgs {
+    /// As the flags of every command that reads settings.
+    pub(crate) fn settings(&self) -> SettingsArgs {
+        SettingsArgs {
+            config: self.config.clone(),
+            data_dir: self.data_dir.clone(),
+            set: self.set.clone(),
+            ..SettingsArgs::default()
+        }
+    }
 }
 
 #[derive(Debug, Args)]

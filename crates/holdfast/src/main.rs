@@ -1,4 +1,4 @@
-//! The Holdfast runtime: one binary that serves, chats and looks after sessions. This file is thin: parse, load settings, run.
+//! The Holdfast runtime: one binary that serves, chats, and looks after sessions and models. This file is thin: parse, load settings, run.
 #![forbid(unsafe_code)]
 
 mod build;
@@ -6,9 +6,12 @@ mod chat;
 mod cli;
 mod clock;
 mod config;
+mod find;
 mod flags;
 mod gauges;
+mod models;
 mod reason;
+mod registry;
 mod runtime;
 mod serve;
 mod sessions;
@@ -51,7 +54,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Serve(args) => serve::run(&load_settings(&args)?.settings).await,
             Command::Chat(args) => chat::run(args).await,
             Command::Sessions(args) => sessions::run(args).await,
-            Command::Models(args) => sessions::models(args).await,
+            Command::Models(args) => models::run(args).await,
             Command::Config(_) | Command::Completions { .. } => Ok(()),
         }
     })

@@ -10,14 +10,17 @@ use holdfast_model::ModelError;
 use holdfast_telemetry::TelemetryError;
 use holdfast_types::Reason;
 
+use crate::registry::RegistryError;
+
 /// The reason, from whichever error in the chain has one.
 pub(crate) fn of(error: &anyhow::Error) -> Option<Reason> {
     error.chain().find_map(|cause| {
         let journal = cause.downcast_ref().map(journal);
         let model = || cause.downcast_ref().map(|error: &ModelError| error.failure().reason);
+        let registry = || cause.downcast_ref().map(RegistryError::reason);
         let device = || cause.downcast_ref().map(device);
         let telemetry = || cause.downcast_ref().map(|_: &TelemetryError| Reason::InvalidSetting);
-        journal.or_else(model).or_else(device).or_else(telemetry)
+        journal.or_else(registry).or_else(model).or_else(device).or_else(telemetry)
     })
 }
 

@@ -13,7 +13,6 @@ use holdfast_backend_neuron::{KvSize, NeuronDevice, NeuronSettings, WeightFormat
 use holdfast_engine::{Engine, EngineConfig, EngineHandle, EngineThread, SchedulerConfig, StepObserver};
 use holdfast_gateway::{Gateway, GatewayError, GatewaySettings};
 use holdfast_journal::{Journal, SqliteJournal, SqliteSettings};
-use holdfast_model::{Model, ModelSource};
 use holdfast_telemetry::{Metrics, RunSpans, Telemetry, names};
 use holdfast_types::{Failure, Precision, Reason};
 use holdfast_worker::{Clock, Device, LocalWorker, WorkerPort, WorkerSettings};
@@ -22,6 +21,8 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use crate::find::{Found, find};
+use crate::registry::Registry;
 use crate::settings::{Settings, Weights};
 use crate::{build, clock, gauges};
 
@@ -61,9 +62,9 @@ impl Runtime {
         let (port, inbox) = WorkerPort::new();
         let mut devices = Vec::new();
         let mut engines = Vec::new();
-        for (place, (name, source)) in sources(settings)?.into_iter().enumerate() {
+        for (place, (name, found)) in sources(settings)?.into_iter().enumerate() {
             let observed = (&*metrics, &runs);
-            let (device, engine) = start_device(settings, place, (name, &source), &clock, &port, observed)?;
+            let (device, engine) = start_device(settings, place, (name, &found), &clock, &port, observed)?;
             devices.push(device);
             engines.push(engine);
         }
@@ -165,15 +166,16 @@ fn worker_settings(settings: &Settings, metrics: Arc<Metrics>, runs: RunSpans) -
 }
 
 /// Names and places of the models that are to be served.
-fn sources(settings: &Settings) -> anyhow::Result<Vec<(String, ModelSource)>> {
+fn sources(settings: &Settings) -> anyhow::Result<Vec<(String, Found)>> {
+    let registry = Registry::new(settings.models_dir());
     let mut names = BTreeSet::new();
     let mut sources = Vec::new();
     for model in &settings.models {
-        let (name, source) = match model.split_once('=') {
-            Some((name, path)) => (name.to_owned(), ModelSource::resolve(path)?),
+        let (name, found) = match model.split_once('=') {
+            Some((name, path)) => (name.to_owned(), find(&registry, path)?),
             None => {
-                let source = ModelSource::resolve(model)?;
-                (source.name(), source)
+                let found = find(&registry, model)?;
+                (found.name.clone(), found)
             }
         };
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')) {
@@ -184,7 +186,7 @@ fn sources(settings: &Settings) -> anyhow::Result<Vec<(String, ModelSource)>> {
         if !names.insert(name.clone()) {
             bail!("INVALID_SETTING: models: {name} is named twice; write NAME=PATH to tell them apart");
         }
-        sources.push((name, source));
+        sources.push((name, found));
     }
     Ok(sources)
 }
@@ -193,13 +195,13 @@ fn sources(settings: &Settings) -> anyhow::Result<Vec<(String, ModelSource)>> {
 fn start_device(
     settings: &Settings,
     place: usize,
-    (name, source): (String, &ModelSource),
+    (name, found): (String, &Found),
     clock: &Clock,
     port: &WorkerPort,
     (metrics, runs): (&Metrics, &RunSpans),
 ) -> anyhow::Result<(Device, EngineHandle)> {
     let span = tracing::info_span!(names::SPAN_MODEL_LOAD, { names::GEN_AI_REQUEST_MODEL } = name);
-    let model = span.in_scope(|| Model::load(source)).with_context(|| format!("model {name}"))?;
+    let model = span.in_scope(|| found.load()).with_context(|| format!("model {name}"))?;
     let backend = NeuronDevice::new(model.config(), model.weights(), &neuron_settings(settings, place)?)?;
     let description = backend.describe().clone();
     let scheduler = SchedulerConfig {

@@ -1,4 +1,4 @@
-//! `holdfast sessions` and `holdfast models`: what an operator looks at and cleans up.
+//! `holdfast sessions`: what an operator looks at and cleans up.
 
 use std::io::Write;
 
@@ -7,7 +7,7 @@ use holdfast_client::{Client, ClientError, v1};
 use tokio_stream::StreamExt;
 use v1::event::Kind;
 
-use crate::cli::{RemoteArgs, SessionsArgs, SessionsCommand};
+use crate::cli::{SessionsArgs, SessionsCommand};
 use crate::{chat, turn_view};
 
 /// Runs one of the sessions commands.
@@ -23,38 +23,6 @@ pub(crate) async fn run(args: SessionsArgs) -> anyhow::Result<()> {
         SessionsCommand::Delete { sessions } => delete(&client, &sessions, &mut out).await,
         SessionsCommand::Tail { session, from } => tail(&client, &full(&session), from, &mut out).await,
     }
-}
-
-/// Lists served models.
-///
-/// # Errors
-/// When the runtime cannot be reached.
-pub(crate) async fn models(args: RemoteArgs) -> anyhow::Result<()> {
-    let client = Client::connect(&args.address).await?;
-    let mut out = std::io::stdout();
-    let models = client.models().list_models(v1::ListModelsRequest::default()).await?.into_inner().models;
-    for model in models {
-        let revision = model.revision.clone().unwrap_or_default();
-        writeln!(
-            out,
-            "{}{}\n  {}, {} parameters, context {} tokens, {} B of KV per token\n  on {}, {} of {} KV blocks used, numerics {}\n  \
-             weights {}\n  tokenizer {}\n  template {}",
-            model.name,
-            if model.is_default { " (default)" } else { "" },
-            model.architecture,
-            model.parameter_count,
-            model.context_limit_tokens,
-            model.kv_bytes_per_token,
-            model.device,
-            model.kv_blocks_used,
-            model.kv_blocks,
-            revision.numerics_class,
-            revision.weights_digest,
-            revision.tokenizer_digest,
-            revision.template_digest,
-        )?;
-    }
-    Ok(())
 }
 
 /// Accepts an id or a full name.

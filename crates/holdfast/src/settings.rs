@@ -24,8 +24,10 @@ pub(crate) struct Settings {
     pub(crate) insecure: bool,
     /// Where sessions are kept.
     pub(crate) data_dir: PathBuf,
-    /// Served models: a built-in name, a directory, a GGUF file, or NAME=PATH. The first is the default model.
+    /// Served models: a built-in name, a registered name, a directory, a GGUF file, or NAME= any of these. The first is the default model.
     pub(crate) models: Vec<String>,
+    /// Where models are registered by name; `models` in `data_dir` unless set.
+    pub(crate) models_dir: Option<PathBuf>,
     /// The device that each model runs on.
     pub(crate) device: DeviceSettings,
     /// How steps are filled.
@@ -137,6 +139,7 @@ impl Default for Settings {
             insecure: false,
             data_dir: default_data_dir(),
             models: vec!["pebble".to_owned()],
+            models_dir: None,
             device: DeviceSettings::default(),
             scheduler: SchedulerSettings::default(),
             worker: WorkerSettings::default(),
@@ -267,6 +270,11 @@ impl Loaded {
 }
 
 impl Settings {
+    /// Where models are registered.
+    pub(crate) fn models_dir(&self) -> PathBuf {
+        self.models_dir.clone().unwrap_or_else(|| self.data_dir.join("models"))
+    }
+
     /// What single values cannot say.
     fn check(&self) -> Result<(), SettingsError> {
         let wrong = |key, problem: String| Err(SettingsError::Meaning { key, problem });
@@ -333,6 +341,14 @@ mod tests {
             assert_eq!(loaded.origin("device.kv_bytes"), "built-in");
             Ok(())
         });
+    }
+
+    #[test]
+    fn models_are_registered_in_the_data_directory_unless_said_otherwise() {
+        let toml = "data_dir = \"/data\"";
+        assert_eq!(load(None, none(), Toml::string(toml)).unwrap().settings.models_dir(), Path::new("/data/models"));
+        let toml = "data_dir = \"/data\"\nmodels_dir = \"/srv\"";
+        assert_eq!(load(None, none(), Toml::string(toml)).unwrap().settings.models_dir(), Path::new("/srv"));
     }
 
     #[test]

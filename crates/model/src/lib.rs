@@ -11,6 +11,7 @@ mod config;
 mod error;
 mod form;
 mod gguf;
+mod inventory;
 mod messages;
 mod model;
 mod pebble;
@@ -30,6 +31,7 @@ pub use config::{
 };
 pub use error::{ModelError, RenderError};
 pub use form::{CallLayout, ParsedCall, ToolCallForm};
+pub use inventory::ModelFile;
 pub use model::Model;
 pub use reference::Reference;
 pub use render::{LogEnd, Next, OpenEnd, Prompt};

@@ -20,18 +20,22 @@ struct Aligned<T: ?Sized>(T);
 
 static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../pebble/model.safetensors"));
 
-/// Loads it.
-pub(crate) fn load() -> Result<Model, ModelError> {
-    let files = TextFiles {
+/// Its text files.
+pub(crate) fn text_files() -> TextFiles {
+    TextFiles {
         config: include_str!("../pebble/config.json").to_owned(),
         tokenizer: include_str!("../pebble/tokenizer.json").to_owned(),
         generation_config: Some(include_str!("../pebble/generation_config.json").to_owned()),
         chat_template: Some(include_str!("../pebble/chat_template.jinja").to_owned()),
         tool_call_form: Some(include_str!("../pebble/tool_call_form.json").to_owned()),
         ..TextFiles::default()
-    };
+    }
+}
+
+/// Loads it.
+pub(crate) fn load() -> Result<Model, ModelError> {
     let path = Path::new("built-in/pebble");
-    let model = Model::from_memory(path, &files, WeightBytes::Static(&WEIGHTS.0))?;
+    let model = Model::from_memory(path, &text_files(), WeightBytes::Static(&WEIGHTS.0))?;
     let found = model.weights().digest().to_string();
     if found != WEIGHTS_DIGEST {
         let problem = format!("the embedded weights have digest {found}, expected {WEIGHTS_DIGEST}");
