@@ -10,7 +10,7 @@ use holdfast_model_maker::{Format, MakeError, Shape, make};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use crate::options::Common;
+use crate::options::{Common, in_target};
 
 /// Of models that are made: engines read it, and it is near what people run.
 const FORMAT: Format = Format::GgufQ8_0;
@@ -36,7 +36,8 @@ impl Chosen {
             return Ok(Self { path: path.clone(), shape: None });
         }
         let shape = Shape::named(shape)?;
-        let path = std::path::absolute(common.cache.join(format!("{}-{FORMAT}.gguf", shape.name)))?;
+        let cache = common.cache.clone().map_or_else(|| in_target("bench-models"), Ok)?;
+        let path = std::path::absolute(cache.join(format!("{}-{FORMAT}.gguf", shape.name)))?;
         make_once(shape, path.clone(), progress).with_context(|| format!("making the model {}", path.display()))?;
         let path = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?.to_owned();
         Ok(Self { path, shape: Some(shape) })

@@ -2,8 +2,9 @@
 //!
 //! Deliberately not here: options of one scenario alone, which stand beside it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
 use crate::scenario::{dense, engine, interference, overhead, resume, turns};
@@ -60,9 +61,9 @@ pub(crate) struct Common {
     /// The `holdfast` binary to start [default: the one beside this program]
     #[arg(long, value_name = "FILE")]
     pub(crate) binary: Option<PathBuf>,
-    /// Where models made for benchmarks are kept
-    #[arg(long, value_name = "DIR", default_value = "target/bench-models")]
-    pub(crate) cache: PathBuf,
+    /// Where models made for benchmarks are kept [default: bench-models in cargo's target directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
 }
 
 /// Other servers to play the same conversations.
@@ -80,7 +81,17 @@ pub(crate) struct AllArguments {
     pub(crate) common: Common,
     #[command(flatten)]
     pub(crate) peers: Peers,
-    /// The page
-    #[arg(long, value_name = "FILE", default_value = "target/bench/report.html")]
-    pub(crate) html: PathBuf,
+    /// The page [default: bench/report.html in cargo's target directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+}
+
+/// A place in cargo's target directory, of which this program lies in a folder.
+///
+/// # Errors
+/// When this program does not know where it lies.
+pub(crate) fn in_target(name: &str) -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe().context("this program does not know where it lies")?;
+    let target = this.parent().and_then(Path::parent).context("this program lies in no target directory")?;
+    Ok(target.join(name))
 }

@@ -17,6 +17,8 @@ use crate::options::Common;
 
 /// Longest that a start may take: large models are packed when they are loaded.
 const START_MAX: Duration = Duration::from_secs(600);
+/// Of the variables that the runtime reads as settings.
+const SETTINGS_PREFIX: &str = "HOLDFAST_";
 /// Longest that a drained runtime may take to end.
 const STOP_MAX: Duration = Duration::from_secs(30);
 
@@ -115,7 +117,12 @@ impl Server {
 }
 
 async fn spawn(launch: &Launch, data: &Path) -> anyhow::Result<(Child, String)> {
-    let mut child = Command::new(&launch.program)
+    let mut command = Command::new(&launch.program);
+    // What is measured is what the scenario and --set say, not what this shell happens to set.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(SETTINGS_PREFIX)) {
+        command.env_remove(name);
+    }
+    let mut child = command
         .args(&launch.arguments)
         .args(["--listen", "127.0.0.1:0", "--data-dir"])
         .arg(data)

@@ -1,7 +1,6 @@
 //! `cargo xtask bench`: builds the runtime and the driver in release, and lets the driver measure. Everything that is measured,
 //! and every option, is the driver's (`benches/`).
 
-use std::env::consts::EXE_SUFFIX;
 use std::ffi::OsString;
 
 use crate::process;
@@ -19,18 +18,6 @@ pub(crate) struct Arguments {
 
 /// Builds both, then runs the driver.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    process::run(process::cargo().args([
-        "build",
-        "--release",
-        "--package",
-        "holdfast",
-        "--bin",
-        "holdfast",
-        "--package",
-        "holdfast-benches",
-        "--bin",
-        "holdfast-bench",
-    ]))?;
-    let driver = process::target_directory()?.join("release").join(format!("holdfast-bench{EXE_SUFFIX}"));
-    process::run(process::program(driver).args(&arguments.passed_on))
+    let mut driver = process::built(&[("holdfast", "holdfast"), ("holdfast-benches", "holdfast-bench")])?;
+    process::run(driver.args(&arguments.passed_on))
 }

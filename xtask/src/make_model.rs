@@ -1,10 +1,7 @@
 //! `cargo xtask make-model`: builds the model maker in release, because it draws billions of numbers, and hands it the
 //! arguments as they are. What they mean is the maker's to say.
 
-use std::env::consts::EXE_SUFFIX;
 use std::ffi::OsString;
-
-use anyhow::Context as _;
 
 use crate::process;
 
@@ -17,17 +14,7 @@ pub(crate) struct Arguments {
     passed_on: Vec<OsString>,
 }
 
-/// Builds, then runs the maker where the user stands: a relative `--out` is theirs.
+/// Builds, then runs the maker.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let here = std::env::current_dir().context("cannot tell the current directory")?;
-    process::run(process::cargo().args([
-        "build",
-        "--release",
-        "--package",
-        "holdfast-model-maker",
-        "--bin",
-        "make-model",
-    ]))?;
-    let maker = process::target_directory()?.join("release").join(format!("make-model{EXE_SUFFIX}"));
-    process::run(process::program(maker).current_dir(here).args(&arguments.passed_on))
+    process::run(process::built(&[("holdfast-model-maker", "make-model")])?.args(&arguments.passed_on))
 }

@@ -3,6 +3,7 @@
 //! In: a program and its arguments. Out: success, or an error that repeats the command as one could type it. Deliberately
 //! not here: any shell, and any parsing of what a program prints.
 
+use std::env::consts::EXE_SUFFIX;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -48,6 +49,19 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success())
+}
+
+/// Builds binaries in release, each (package, binary), in one go, so that what they share is built once; then the last one is
+/// to be given arguments. It starts where the user stands: relative paths are theirs.
+pub(crate) fn built(binaries: &[(&str, &str)]) -> anyhow::Result<Command> {
+    let here = std::env::current_dir().context("cannot tell the current directory")?;
+    let selected = binaries.iter().flat_map(|(package, binary)| ["--package", package, "--bin", binary]);
+    run(cargo().args(["build", "--release"]).args(selected))?;
+    let name = binaries.last().map_or("", |(_, binary)| binary);
+    let path = target_directory()?.join("release").join(format!("{name}{EXE_SUFFIX}"));
+    let mut command = program(path);
+    command.current_dir(here);
+    Ok(command)
 }
 
 /// Where cargo puts what it builds, asked of cargo itself: settings and environment may move it.

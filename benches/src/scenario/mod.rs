@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::noise::Watch;
-use crate::options::{AllArguments, CommandLine, Common, Scenario};
+use crate::options::{AllArguments, CommandLine, Common, Scenario, in_target};
 use crate::report::{Begun, Outcome, Report};
 use crate::{draw, html};
 
@@ -101,8 +101,9 @@ async fn all(arguments: &AllArguments) -> anyhow::Result<()> {
         report.print();
         reports.push(report);
     }
-    html::write(&reports, &arguments.html)?;
-    println!("wrote {}", arguments.html.display());
+    let page = arguments.html.clone().map_or_else(|| in_target("bench/report.html"), Ok)?;
+    html::write(&reports, &page)?;
+    println!("wrote {}", page.display());
     if let Some(path) = &arguments.common.json {
         let directory = path.with_extension("");
         for report in &reports {
