@@ -139,11 +139,10 @@ fn conversation(grpcurl: &Grpcurl) {
 
     let replayed = grpcurl.session("AttachTurn", &json!({"name": ended["name"]}));
     assert_eq!(text(&replayed), text(&third), "a replay tells the same");
-    let bias = json!({"0": "-Infinity"});
-    let sampling = json!({"logitBias": bias, "maxOutputTokens": 700});
-    let options = json!({"sampling": sampling});
-    let running = grpcurl.one("CreateTurn", &json!({"session": name, "input": [user("Hello")], "options": options}));
-    let cancelled = grpcurl.one("CancelTurn", &json!({"name": running["name"]}));
+    // A turn that waits for its tool's result ends by nothing else.
+    let waits = grpcurl.session("RunTurn", &json!({"session": name, "input": [user("Where is order 7731?")]}));
+    assert!(waits.last().unwrap()["requiresAction"].is_object(), "{waits:?}");
+    let cancelled = grpcurl.one("CancelTurn", &json!({"name": waits[0]["turn"]}));
     assert_eq!(cancelled["state"], "TURN_STATE_CANCELLED");
 
     let runtime = grpcurl.call("holdfast.v1.RuntimeService/GetRuntime", &json!({}));

@@ -185,7 +185,7 @@ async fn a_cancelled_turn_holds_nothing_of_the_device() {
         Err(failure) => assert_eq!(failure.reason, Reason::TurnNotRunning, "it may have ended by itself"),
     }
     // The engine shows itself after the poll whose effects ended the turn.
-    for _ in 0..1_000 {
+    for _ in 0..20_000 {
         if engine.snapshot().running == 0 {
             break;
         }
