@@ -60,7 +60,7 @@ fn characters(c: &mut Criterion) {
 fn template(c: &mut Criterion) {
     let mut group = c.benchmark_group("template");
     let text = conversation::pebble();
-    let prompt = Prompt { instructions: "You are a careful engineer.", tools: &[], date: "2026-01-01", template: "" };
+    let prompt = Prompt { instructions: "You are a careful engineer.", date: "2026-01-01", ..Prompt::default() };
     let items: Vec<Item> =
         (0..ITEMS).map(|at| Item::message(if at % 2 == 0 { Role::User } else { Role::Assistant }, QUESTION)).collect();
     let cases = [

@@ -282,7 +282,7 @@ fn inspect_tells_what_serving_would_depend_on() {
         "256 B",
         "BPE (ByteLevel)",
         "chat_template.jinja",
-        "prefix-stable",
+        "default: as published",
         "<tool_call> … </tool_call>",
     ] {
         assert!(said.contains(word), "{word}: {said}");

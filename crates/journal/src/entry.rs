@@ -156,7 +156,7 @@ pub enum Body {
         keep_items: u32,
         /// Tokens that follow.
         replacement: Vec<TokenRun>,
-        /// Why: `discard_partial`, `config_changed`; reserved: `stop_string`, `drop_reasoning`.
+        /// Why: `discard_partial`, `config_changed`, `drop_reasoning`; reserved: `stop_string`.
         cause: String,
     },
     /// The numerics class changed: tokens stay, KV is computed anew.

@@ -2,8 +2,7 @@
 //!
 //! In: a row of the table here, or a model's own `tool_call_form.json`; later the text of a sampled call. Out:
 //! [`ToolCallForm`], [`ParsedCall`], and the tokens that force a call. Deliberately not here: watching sampled text for calls;
-//! that is a fold of the worker's. Nor gpt-oss's harmony form: there a call is one of several channels of an answer, and the
-//! channels have to be told apart first.
+//! that is a fold of the worker's; nor how reasoning is marked ([`crate::ReasoningForm`]).
 
 use holdfast_types::TokenId;
 use serde::Deserialize;
@@ -59,13 +58,16 @@ pub enum CallLayout {
     Objects,
     /// A JSON array of objects, or after each opening one name, mark and object.
     Array,
+    /// Each is a message with a header that names the tool: harmony. `open` to `close` is how one is begun; a call is read by its
+    /// header, whichever way that is written.
+    Channels,
 }
 
 impl CallLayout {
     /// What stands between two calls of one opening.
     pub fn separator(self) -> Option<char> {
         match self {
-            Self::Enclosed => None,
+            Self::Enclosed | Self::Channels => None,
             Self::Objects => Some(';'),
             Self::Array => Some(','),
         }
@@ -105,8 +107,23 @@ const ARGS: &str = "[ARGS]";
 /// Mistral's mark between name and id.
 const CALL_ID: &str = "[CALL_ID]";
 
+/// What ends the header of a harmony message.
+pub(crate) const MESSAGE: &str = "<|message|>";
+/// What functions are called in a harmony header.
+const FUNCTIONS: &str = "functions.";
+
 /// Forms by the template's words, the first that fits.
 const FORMS: &[FormRow] = &[
+    // gpt-oss: a message on the commentary channel, to a function.
+    FormRow {
+        template_says: "<|channel|>commentary",
+        open: "<|channel|>commentary to=functions.",
+        close: Some("<|call|>"),
+        arguments_key: "arguments",
+        before_name: "",
+        after_name: " <|constrain|>json<|message|>",
+        layout: CallLayout::Channels,
+    },
     // Hermes, Qwen 2.5 and 3, SmolLM3, and many fine-tunes.
     FormRow {
         template_says: "<tool_call>",
@@ -186,6 +203,9 @@ impl ToolCallForm {
         if form.open.is_empty() || marks.into_iter().flatten().any(String::is_empty) {
             return Err("open, close and marks must not be empty".to_owned());
         }
+        if form.layout == CallLayout::Channels {
+            return Err("the layout channels is harmony's, which its template tells".to_owned());
+        }
         if form.close.is_some() && form.layout != CallLayout::Enclosed {
             return Err("close is for the layout enclosed: in the others a call ends with its object".to_owned());
         }
@@ -203,6 +223,9 @@ impl ToolCallForm {
     /// Reads the text of one call: between `open` and `close`, or as the layout cuts it. Never fails: what cannot be read is
     /// said in `parse_error`, and the text is kept.
     pub fn parse(&self, body: &str) -> ParsedCall {
+        if self.layout == CallLayout::Channels {
+            return parse_message(body);
+        }
         let text = body.trim();
         let text = match self.layout.brackets() {
             Some((before, _)) => text.strip_prefix(before).unwrap_or(text).trim_start(),
@@ -250,6 +273,14 @@ impl ToolCallForm {
     /// Tokens after the generation prompt that force a call: of any tool, or of the one named (then the name is spelt out, and
     /// the model goes on with what follows it).
     pub fn forced_prefix(&self, text: &ModelText, name: Option<&str>) -> Vec<TokenId> {
+        if self.layout == CallLayout::Channels {
+            // The mark of the name belongs to the token that begins it.
+            let spelt = match name {
+                None => self.open.trim_end_matches('.').to_owned(),
+                Some(name) => format!("{}{name}{}", self.open, self.after_name),
+            };
+            return text.encode_control(&spelt);
+        }
         let objects = self.layout == CallLayout::Objects;
         // Where an answer may begin with an object of a known tool, that is how the model was taught to call it; only a
         // call of whichever tool is opened, so that it is a call whatever name follows.
@@ -288,6 +319,33 @@ impl ToolCallForm {
         }
         ids
     }
+}
+
+/// A harmony message: its header, [`MESSAGE`], the arguments.
+fn parse_message(body: &str) -> ParsedCall {
+    let (header, arguments) = body.split_once(MESSAGE).unwrap_or((body, ""));
+    let recipient = recipient(header).unwrap_or_default();
+    let name = recipient.strip_prefix(FUNCTIONS);
+    let error = match read_object(arguments, |_, _| {}) {
+        _ if !body.contains(MESSAGE) => Some("the call has no message".to_owned()),
+        _ if name.is_none_or(str::is_empty) => Some(format!("the call is to {recipient:?}, which is no function")),
+        read => read.err(),
+    };
+    let arguments = if body.contains(MESSAGE) { arguments } else { body };
+    ParsedCall {
+        name: name.unwrap_or(recipient).to_owned(),
+        arguments: arguments.trim().to_owned(),
+        parse_error: error,
+    }
+}
+
+/// Whom a harmony header names as the message's recipient.
+pub fn recipient(header: &str) -> Option<&str> {
+    let at = header
+        .match_indices("to=")
+        .find(|(at, _)| *at == 0 || header[..*at].ends_with(char::is_whitespace) || header[..*at].ends_with("|>"))?;
+    let rest = &header[at.0 + at.1.len()..];
+    Some(&rest[..rest.find(|c: char| c.is_whitespace() || c == '<').unwrap_or(rest.len())])
 }
 
 /// Walks the entries of one JSON object with the exact text of every value.
@@ -404,6 +462,30 @@ mod tests {
             (" [{\"name\": \"f\"", "f", "[{\"name\": \"f\""),
         ] {
             let call = mistral().parse(body);
+            assert_eq!((call.name.as_str(), call.arguments.as_str()), (name, arguments), "{body}");
+            assert!(call.parse_error.is_some(), "{body}");
+        }
+    }
+
+    #[test]
+    fn one_call_of_harmonys_is_a_header_and_an_object() {
+        let form = ToolCallForm::of_template("<|channel|>commentary").unwrap();
+        for (header, name) in [
+            ("<|channel|>commentary to=functions.f <|constrain|>json", "f"),
+            (" to=functions.f<|channel|>commentary json", "f"),
+            ("<|channel|>analysis to=functions.a.b-c code", "a.b-c"),
+        ] {
+            let call = form.parse(&format!("{header}<|message|>{{\"a\":  1}}"));
+            let parse_error = None;
+            assert_eq!(call, ParsedCall { name: name.to_owned(), arguments: "{\"a\":  1}".to_owned(), parse_error });
+        }
+        for (body, name, arguments) in [
+            ("to=functions.f<|message|>{\"a\":", "f", "{\"a\":"),
+            ("to=python<|message|>1 + 1", "python", "1 + 1"),
+            ("<|channel|>commentary to=functions.f", "f", "<|channel|>commentary to=functions.f"),
+            ("to=functions.<|message|>{}", "", "{}"),
+        ] {
+            let call = form.parse(body);
             assert_eq!((call.name.as_str(), call.arguments.as_str()), (name, arguments), "{body}");
             assert!(call.parse_error.is_some(), "{body}");
         }

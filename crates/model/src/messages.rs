@@ -15,6 +15,8 @@ pub(crate) struct Speaks {
     developer: bool,
     is_error: bool,
     arguments_text: bool,
+    /// It calls reasoning `thinking`, as gpt-oss does.
+    thinking: bool,
     /// It refuses ids of calls that have not nine letters and digits, as Mistral's do.
     nine_character_ids: bool,
 }
@@ -26,6 +28,7 @@ impl Speaks {
             developer: source.contains("developer"),
             is_error: source.contains("is_error"),
             arguments_text: source.contains("arguments_text"),
+            thinking: source.contains("message.thinking") && !source.contains("reasoning_content"),
             nine_character_ids: source.contains("length != 9") || source.contains("length == 9"),
         }
     }
@@ -59,49 +62,55 @@ pub(crate) fn texts(item: &Item) -> Vec<&str> {
 
 /// Messages for items. Reasoning, one text and the calls that follow become one assistant message. A developer's message
 /// is a system message where the template knows no developer; a failed tool's text is introduced by `Error: ` where the
-/// template does not look at `is_error`.
-pub(crate) fn messages(items: &[Item], marker: &Marker<'_>, speaks: Speaks) -> Vec<Value> {
+/// template does not look at `is_error`. `earlier` are calls that results may answer.
+pub(crate) fn messages(items: &[Item], earlier: &[Item], marker: &Marker<'_>, speaks: Speaks) -> Vec<Value> {
     let mut out: Vec<Value> = Vec::with_capacity(items.len());
     let mut open: Option<Assistant> = None;
     for item in items {
         match &item.content {
             ItemContent::Message { role: Role::Assistant, parts } => {
                 if open.as_ref().is_some_and(|a| a.content.is_some() || !a.calls.is_empty()) {
-                    out.extend(open.take().map(Assistant::message));
+                    out.extend(open.take().map(|open| open.message(speaks)));
                 }
                 open.get_or_insert_default().content = Some(marker.text(&text_of(parts)));
             }
             ItemContent::Reasoning { text } => {
-                out.extend(open.take().map(Assistant::message));
+                out.extend(open.take().map(|open| open.message(speaks)));
                 open = Some(Assistant { reasoning: Some(marker.text(text)), ..Assistant::default() });
             }
             ItemContent::ToolCall { call_id, name, arguments, .. } => {
                 open.get_or_insert_default().calls.push(call(call_id, name, arguments, marker, speaks));
             }
             ItemContent::Message { role, parts } => {
-                out.extend(open.take().map(Assistant::message));
+                out.extend(open.take().map(|open| open.message(speaks)));
                 out.push(json!({"role": role_name(*role, speaks), "content": marker.text(&text_of(parts))}));
             }
             ItemContent::ToolResult { call_id, parts, is_error } => {
-                out.extend(open.take().map(Assistant::message));
+                out.extend(open.take().map(|open| open.message(speaks)));
                 let text = marker.text(&text_of(parts));
                 let text = if *is_error && !speaks.is_error { format!("Error: {text}") } else { text };
                 let mut message = json!({"role": "tool", "tool_call_id": speaks.id(call_id, marker), "content": text,
                     "is_error": is_error});
-                if let Some(name) = called_name(items, call_id) {
+                if let Some(name) = called_name(items, call_id).or_else(|| called_name(earlier, call_id)) {
                     message["name"] = Value::String(marker.text(name));
                 }
                 out.push(message);
             }
         }
     }
-    out.extend(open.map(Assistant::message));
+    out.extend(open.map(|open| open.message(speaks)));
     out
 }
 
 /// A system message.
 pub(crate) fn system(text: &str, marker: &Marker<'_>) -> Value {
     json!({"role": "system", "content": marker.text(text)})
+}
+
+/// Puts instructions before a message's text.
+pub(crate) fn instruct(message: &mut Value, text: &str, marker: &Marker<'_>) {
+    let content = message["content"].as_str().unwrap_or_default();
+    message["content"] = Value::String(format!("{}\n\n{content}", marker.text(text)));
 }
 
 /// Tools in the shape of Hugging Face's templates. A schema is any JSON object; an absent one has no parameters.
@@ -132,10 +141,11 @@ struct Assistant {
 }
 
 impl Assistant {
-    fn message(self) -> Value {
+    fn message(self, speaks: Speaks) -> Value {
         let mut message = json!({"role": "assistant", "content": self.content.unwrap_or_default()});
         if let Some(reasoning) = self.reasoning {
-            message["reasoning_content"] = Value::String(reasoning);
+            let key = if speaks.thinking { "thinking" } else { "reasoning_content" };
+            message[key] = Value::String(reasoning);
         }
         if !self.calls.is_empty() {
             message["tool_calls"] = Value::Array(self.calls);

@@ -13,37 +13,16 @@ use minijinja::{Environment, Error, ErrorKind, Value as Jinja};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::{Value, json};
 
-use holdfast_types::Digest;
+use holdfast_types::{Digest, ReasoningEffort};
 
-/// The template that a session gets when it names none.
-pub(crate) const DEFAULT: &str = "default";
+use crate::{overrides, reasoning};
+
+/// Name of the template that a session gets when it names none.
+pub const DEFAULT: &str = "default";
 /// The template that a session with tools gets when it names none and the model has it.
 const TOOL_USE: &str = "tool_use";
 /// Nesting beyond which a value is not written as JSON.
 const JSON_DEPTH_MAX: usize = 128;
-
-/// A part of a published template that makes what was rendered depend on what comes later, and what we render instead. Parts
-/// are known by their words and not by the digest of the whole, since the same ones stand in many templates; that a
-/// template can be rendered piece by piece with its parts replaced is proven like that of any other.
-struct Replacement {
-    published: &'static str,
-    ours: &'static str,
-}
-
-/// Read `docs/decisions/0005-templates-that-look-back.md` for what differs.
-const REPLACEMENTS: &[Replacement] = &[
-    // Qwen3: an answer's reasoning goes away with the next user message, and the last answer has an empty one.
-    Replacement { published: "loop.index0 > ns.last_query_index", ours: "reasoning_content" },
-    // Mistral: tools and instructions move to the last user message. The first one is the first message, or the second.
-    Replacement {
-        published: "(message == user_messages[-1])",
-        ours: "(loop.index0 < 2 and message == user_messages[0])",
-    },
-    Replacement {
-        published: "loop.last and system_message is defined",
-        ours: "loop.first and system_message is defined",
-    },
-];
 
 /// The compiled templates of a model.
 pub(crate) struct Templates {
@@ -59,6 +38,7 @@ pub(crate) struct Rendering<'a> {
     pub(crate) messages: &'a [Value],
     pub(crate) tools: &'a [Value],
     pub(crate) date: &'a str,
+    pub(crate) effort: Option<ReasoningEffort>,
     pub(crate) generate: bool,
 }
 
@@ -81,11 +61,19 @@ impl Templates {
         });
         let mut replaced = BTreeMap::new();
         for (name, source) in &sources {
-            let ours = REPLACEMENTS.iter().fold(source.clone(), |text, part| text.replace(part.published, part.ours));
-            if ours != *source {
-                replaced.insert(name.clone(), ours.clone());
+            let mut compile = |key: String, source: &str| {
+                environment
+                    .add_template_owned(key, overrides::readable(source))
+                    .map_err(|e| (name.clone(), first_line(&e)))
+            };
+            match overrides::rendered_for(source) {
+                Some(ours) => {
+                    compile(published_key(name), source)?;
+                    compile(name.clone(), &ours)?;
+                    replaced.insert(name.clone(), ours);
+                }
+                None => compile(name.clone(), source)?,
             }
-            environment.add_template_owned(name.clone(), ours).map_err(|e| (name.clone(), first_line(&e)))?;
         }
         Ok(Self { environment, sources, replaced, specials })
     }
@@ -110,6 +98,16 @@ impl Templates {
         self.sources.get(name).map_or("", String::as_str)
     }
 
+    /// Whether something else is rendered in its place.
+    pub(crate) fn is_replaced(&self, name: &str) -> bool {
+        self.replaced.contains_key(name)
+    }
+
+    /// The source that is rendered; empty for an unknown name.
+    pub(crate) fn rendered_source(&self, name: &str) -> &str {
+        self.replaced.get(name).map_or(self.source(name), String::as_str)
+    }
+
     /// BLAKE3 of one source.
     pub(crate) fn digest_of(&self, name: &str) -> Digest {
         digest_of(self.source(name))
@@ -127,6 +125,11 @@ impl Templates {
         Digest(*hasher.finalize().as_bytes())
     }
 
+    /// Renders as published, where something else is rendered in its place.
+    pub(crate) fn render_published(&self, name: &str, rendering: &Rendering<'_>) -> Result<String, String> {
+        if self.is_replaced(name) { self.render(&published_key(name), rendering) } else { self.render(name, rendering) }
+    }
+
     /// Renders; the error is the template's words.
     pub(crate) fn render(&self, name: &str, rendering: &Rendering<'_>) -> Result<String, String> {
         let template = self.environment.get_template(name).map_err(|e| first_line(&e))?;
@@ -135,6 +138,7 @@ impl Templates {
         let tools = if rendering.tools.is_empty() { Value::Null } else { rendering.tools.into() };
         context.insert("tools".to_owned(), tools);
         context.insert("add_generation_prompt".to_owned(), rendering.generate.into());
+        reasoning::tell(rendering.effort, &mut context);
         let date = rendering.date.to_owned();
         let now = Jinja::from_function(move |format: String| {
             strftime(&date, &format).map_err(|problem| Error::new(ErrorKind::InvalidOperation, problem))
@@ -146,6 +150,11 @@ impl Templates {
             .collect();
         template.render(Jinja::from(context)).map_err(|e| first_line(&e))
     }
+}
+
+/// Where the published form of a replaced template is found. No file's name holds the character.
+fn published_key(name: &str) -> String {
+    format!("{name}\0published")
 }
 
 fn digest_of(source: &str) -> Digest {
@@ -319,7 +328,7 @@ mod tests {
         let sources = BTreeMap::from([(DEFAULT.to_owned(), source.to_owned())]);
         let specials = json!({"bos_token": "<s>"}).as_object().unwrap().clone();
         let templates = Templates::new(sources, specials).map_err(|(_, problem)| problem)?;
-        templates.render(DEFAULT, &Rendering { messages, tools: &[], date: "2026-11-20", generate: true })
+        templates.render(DEFAULT, &Rendering { messages, tools: &[], date: "2026-11-20", effort: None, generate: true })
     }
 
     #[test]

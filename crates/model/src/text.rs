@@ -11,8 +11,9 @@ use holdfast_types::{Digest, SamplingOverrides, TokenId};
 use serde_json::{Map, Value};
 
 use crate::bytes::{Spelling, TokenBytes};
-use crate::render::Closings;
+use crate::reasoning::ReasoningForm;
 use crate::source::part;
+use crate::stability::Facts;
 use crate::template::{DEFAULT, Templates};
 use crate::tokenizer::TextEncoder;
 use crate::{ModelError, ToolCallForm};
@@ -115,12 +116,14 @@ impl TextFiles {
 pub struct ModelText {
     pub(crate) encoder: TextEncoder,
     pub(crate) templates: Templates,
-    pub(crate) closings: Closings,
+    /// Of each template, by name.
+    pub(crate) facts: BTreeMap<String, Facts>,
     pub(crate) stop_tokens: Vec<TokenId>,
     bytes: TokenBytes,
     /// Text of special tokens.
     specials: HashMap<TokenId, String>,
-    form: Option<ToolCallForm>,
+    pub(crate) form: Option<ToolCallForm>,
+    pub(crate) reasoning: Option<ReasoningForm>,
     defaults: SamplingOverrides,
     vocab_size: u32,
     context_limit: u32,
@@ -173,24 +176,27 @@ impl ModelText {
             ),
             None => templates.names().find_map(|name| ToolCallForm::of_template(templates.source(name))),
         };
+        let special = |text: &str| specials.iter().find(|(_, t)| *t == text).map(|(id, _)| *id);
         if let Some(form) = &mut form {
-            form.find_tokens(|text| specials.iter().find(|(_, t)| *t == text).map(|(id, _)| *id));
+            form.find_tokens(special);
         }
+        let reasoning = templates.names().find_map(|name| ReasoningForm::of_template(templates.source(name), special));
         let revision = (weights, Digest(*blake3::hash(files.tokenizer.as_bytes()).as_bytes()), templates.digest());
         let mut this = Self {
             encoder,
             templates,
-            closings: Closings::default(),
+            facts: BTreeMap::new(),
             stop_tokens,
             bytes,
             specials,
             form,
+            reasoning,
             defaults,
             vocab_size,
             context_limit,
             revision,
         };
-        this.closings = this.prove(path)?;
+        this.facts = this.find_facts(path)?;
         Ok(this)
     }
 
@@ -242,6 +248,11 @@ impl ModelText {
     /// How the model writes tool calls; `None` when it is not known to.
     pub fn tool_form(&self) -> Option<&ToolCallForm> {
         self.form.as_ref()
+    }
+
+    /// How the model marks reasoning; `None` when it is not known to.
+    pub fn reasoning_form(&self) -> Option<&ReasoningForm> {
+        self.reasoning.as_ref()
     }
 
     /// Names of the chat templates, sorted; `default` is one of them.

@@ -3,59 +3,14 @@
 //! explained to the model.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::path::Path;
+mod spoken;
 
-use holdfast_model::random::MicroShape;
-use holdfast_model::{CallLayout, LogEnd, ModelError, ModelText, Next, Prompt};
-use holdfast_types::{Digest, Item, ItemContent, ItemState, Role, Tool};
-use serde_json::{Value, json};
-
-const QWEN3: &str = include_str!("templates/qwen3.jinja");
-const LLAMA3: &str = include_str!("templates/llama3.jinja");
-const MISTRAL: &str = include_str!("templates/mistral.jinja");
-const MISTRAL_ARGS: &str = include_str!("templates/mistral_args.jinja");
-
-const QWEN3_TOKENS: [&str; 2] = ["<think>", "</think>"];
-const LLAMA3_TOKENS: [&str; 6] =
-    ["<|begin_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|python_tag|>", "<|start_header_id|>", "<|end_header_id|>"];
-const MISTRAL_TOKENS: [&str; 11] = [
-    "<s>",
-    "</s>",
-    "[INST]",
-    "[/INST]",
-    "[TOOL_CALLS]",
-    "[ARGS]",
-    "[CALL_ID]",
-    "[AVAILABLE_TOOLS]",
-    "[/AVAILABLE_TOOLS]",
-    "[TOOL_RESULTS]",
-    "[/TOOL_RESULTS]",
-];
-
-/// A micro tokenizer with more special tokens; the ends of a turn are those of `stops`.
-fn load(template: &str, tokens: &[&str], stops: &[&str]) -> Result<ModelText, ModelError> {
-    let shape = MicroShape::default();
-    let mut files = shape.text_files();
-    let mut tokenizer: Value = serde_json::from_str(&files.tokenizer).unwrap();
-    let mut id = shape.vocab_size;
-    let mut ends = vec![2_u32];
-    for token in tokens {
-        tokenizer["model"]["vocab"][token] = id.into();
-        let entry = json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": true});
-        tokenizer["added_tokens"].as_array_mut().unwrap().push(entry);
-        if stops.contains(token) {
-            ends.push(id);
-        }
-        id += 1;
-    }
-    files.tokenizer = tokenizer.to_string();
-    files.generation_config = Some(json!({"eos_token_id": ends}).to_string());
-    files.tokenizer_config =
-        Some(json!({"bos_token": tokens.first(), "eos_token": stops.first().unwrap_or(&"<|im_end|>")}).to_string());
-    files.chat_template = Some(template.to_owned());
-    ModelText::new(Path::new("micro"), &files, id, 4096, Digest::default())
-}
+use holdfast_model::{CallLayout, HistoryRendering, LogEnd, LookBack, ModelText, Next, Prompt};
+use holdfast_types::Item;
+use spoken::{
+    LLAMA3, LLAMA3_TOKENS, MISTRAL, MISTRAL_ARGS, MISTRAL_TOKENS, PLAIN, QWEN3, QWEN3_TOKENS, assistant, call, load,
+    rendering_in_pieces_is_rendering_at_once, show, spelt, thought, tools, user,
+};
 
 fn qwen3() -> ModelText {
     load(QWEN3, &QWEN3_TOKENS, &[]).unwrap()
@@ -67,71 +22,6 @@ fn llama3() -> ModelText {
 
 fn mistral(template: &str) -> ModelText {
     load(template, &MISTRAL_TOKENS, &["</s>"]).unwrap()
-}
-
-fn spelt(text: &ModelText, tokens: &[u32]) -> String {
-    let one = |id: &u32| match text.special_text(*id) {
-        Some(special) => special.as_bytes().to_vec(),
-        None => text.token_bytes(*id).to_vec(),
-    };
-    String::from_utf8(tokens.iter().flat_map(one).collect()).unwrap()
-}
-
-fn show(text: &ModelText, prompt: &Prompt<'_>, after: LogEnd, items: &[Item], next: Next) -> String {
-    spelt(text, &text.render(prompt, after, items, next).unwrap())
-}
-
-const PLAIN: Prompt<'static> = Prompt { instructions: "", tools: &[], date: "2026-11-20", template: "" };
-
-fn tools() -> Vec<Tool> {
-    vec![Tool { name: "look".to_owned(), description: "Looks.".to_owned(), parameters_json_schema: String::new() }]
-}
-
-fn user(text: &str) -> Item {
-    Item::message(Role::User, text)
-}
-
-fn assistant(text: &str) -> Item {
-    Item::message(Role::Assistant, text)
-}
-
-fn complete(content: ItemContent) -> Item {
-    Item { content, state: ItemState::Complete }
-}
-
-fn thought(text: &str) -> Item {
-    complete(ItemContent::Reasoning { text: text.to_owned() })
-}
-
-fn call(id: &str, arguments: &str) -> Item {
-    complete(ItemContent::ToolCall {
-        call_id: id.to_owned(),
-        name: "look".to_owned(),
-        arguments: arguments.to_owned(),
-        parse_error: None,
-    })
-}
-
-/// Rendering in two pieces, wherever it is cut outside of an answer, gives the tokens of rendering at once.
-fn rendering_in_pieces_is_rendering_at_once(text: &ModelText, items: &[Item]) {
-    let tools = tools();
-    for prompt in [PLAIN, Prompt { instructions: "Be brief.", ..PLAIN }, Prompt { tools: &tools, ..PLAIN }] {
-        let whole = text.render(&prompt, LogEnd::Start, items, Next::Nothing).unwrap();
-        let speaker = |item: &Item| match &item.content {
-            ItemContent::Message { role, .. } => *role,
-            ItemContent::Reasoning { .. } | ItemContent::ToolCall { .. } => Role::Assistant,
-            ItemContent::ToolResult { .. } => Role::Developer,
-        };
-        for at in 1..items.len() {
-            if speaker(&items[at - 1]) == speaker(&items[at]) {
-                continue;
-            }
-            let mut tokens = text.render(&prompt, LogEnd::Start, &items[..at], Next::Nothing).unwrap();
-            tokens.extend(text.render(&prompt, LogEnd::Closed, &items[at..], Next::Nothing).unwrap());
-            assert_eq!(spelt(text, &tokens), spelt(text, &whole), "cut at {at}");
-            assert_eq!(tokens, whole, "cut at {at}");
-        }
-    }
 }
 
 #[test]
@@ -184,11 +74,23 @@ fn qwen3_keeps_reasoning_that_is_given_and_makes_none_up() {
 }
 
 #[test]
-fn qwen3_in_words_that_we_do_not_know_is_refused_as_unstable() {
+fn qwen3_in_words_that_we_do_not_know_is_rendered_piece_by_piece() {
     let other = QWEN3.replace("loop.index0 > ns.last_query_index", "ns.last_query_index < loop.index0");
     assert_ne!(other, QWEN3);
-    let error = load(&other, &QWEN3_TOKENS, &[]).unwrap_err();
-    assert!(matches!(error, ModelError::UnstableTemplate { .. }), "{error}");
+    let (theirs, ours) = (load(&other, &QWEN3_TOKENS, &[]).unwrap(), qwen3());
+    let [stability] = theirs.stability()[..] else { panic!("one template") };
+    assert_eq!(stability.rendering, HistoryRendering::Incremental);
+    assert_eq!(stability.left, [LookBack::Answers, LookBack::Reasoning, LookBack::Results]);
+    // What is new reads as it does with the part replaced.
+    let tools = tools();
+    let prompt = Prompt { instructions: "Be brief.", tools: &tools, ..PLAIN };
+    let results = [Item::tool_result("1", "sun"), Item::tool_result("2", "rain")];
+    for new in [&[user("a")][..], &results] {
+        for after in [LogEnd::Sampled, LogEnd::Closed] {
+            let render = |text: &ModelText| show(text, &prompt, after, new, Next::Generate);
+            assert_eq!(render(&theirs), render(&ours));
+        }
+    }
 }
 
 #[test]

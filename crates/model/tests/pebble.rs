@@ -67,7 +67,14 @@ fn it_is_what_its_readme_says() {
 fn a_tool_call_its_result_and_the_answer() {
     let text = pebble().text();
     let tools = [tool("order_status", "order_id"), tool("get_weather", "city")];
-    let prompt = Prompt { instructions: INSTRUCTIONS, tools: &tools, date: "2026-11-20", template: "" };
+    let prompt = Prompt {
+        instructions: INSTRUCTIONS,
+        tools: &tools,
+        date: "2026-11-20",
+        template: "",
+        effort: None,
+        calls: &[],
+    };
     let question = [Item::message(Role::User, "Where is order 7731?")];
     let mut log = text.render(&prompt, LogEnd::Start, &question, Next::Generate).unwrap();
     assert_eq!(
@@ -95,7 +102,14 @@ fn a_tool_call_its_result_and_the_answer() {
 fn a_forced_prefix_leaves_the_model_on_its_own_spelling() {
     let text = pebble().text();
     let tools = [tool("order_status", "order_id"), tool("get_weather", "city")];
-    let prompt = Prompt { instructions: INSTRUCTIONS, tools: &tools, date: "2026-11-20", template: "" };
+    let prompt = Prompt {
+        instructions: INSTRUCTIONS,
+        tools: &tools,
+        date: "2026-11-20",
+        template: "",
+        effort: None,
+        calls: &[],
+    };
     let question = [Item::message(Role::User, "Where is order 7731?")];
     let mut log = text.render(&prompt, LogEnd::Start, &question, Next::Generate).unwrap();
     let reference = Reference::new(pebble()).unwrap();

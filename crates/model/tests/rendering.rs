@@ -36,7 +36,8 @@ fn spelt(text: &ModelText, tokens: &[u32]) -> String {
     String::from_utf8(tokens.iter().flat_map(one).collect()).unwrap()
 }
 
-const PLAIN: Prompt<'static> = Prompt { instructions: "", tools: &[], date: "2026-11-20", template: "" };
+const PLAIN: Prompt<'static> =
+    Prompt { instructions: "", tools: &[], date: "2026-11-20", template: "", effort: None, calls: &[] };
 
 fn call(id: &str, name: &str, arguments: &str) -> Item {
     let content = ItemContent::ToolCall {

@@ -367,6 +367,7 @@ fn core(settings: &NodeSettings, language: &Arc<dyn Language>, device: &SimDevic
         template,
         numerics_class: description.numerics_class.clone(),
         tools: true,
+        speech: holdfast_worker_api::ModelSpeech::default(),
         device: description.name.clone(),
         kv_blocks: (settings.device.blocks, 0),
         kv_bytes_per_token: 0,

@@ -30,7 +30,8 @@ pub use plan::{
 };
 pub use sampling::{GenerationSettings, SamplingOverrides, SamplingParams};
 pub use session::{
-    Digest, ModelRevision, NumericsPolicy, ReasoningRetention, SessionConfig, SessionState, Sharing, Tool,
+    Digest, ModelRevision, NumericsPolicy, ReasoningEffort, ReasoningRetention, SessionConfig, SessionState, Sharing,
+    Tool,
 };
 pub use token::{LogToken, Origin, Precision, TokenId, TokenRun};
 pub use turn::{

@@ -70,6 +70,35 @@ pub enum ReasoningRetention {
     DropAtNextUserMessage,
 }
 
+/// How much a model is asked to think before it answers: a hint to its template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReasoningEffort {
+    /// Not at all.
+    None,
+    /// A little.
+    Low,
+    /// Some.
+    Medium,
+    /// A lot.
+    High,
+}
+
+impl ReasoningEffort {
+    /// Every effort, rising.
+    pub const ALL: [Self; 4] = [Self::None, Self::Low, Self::Medium, Self::High];
+
+    /// `none`, `low`, `medium` or `high`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+        }
+    }
+}
+
 /// Who may share KV blocks with the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -106,6 +135,9 @@ pub struct SessionConfig {
     pub template: String,
     /// What happens to reasoning.
     pub reasoning_retention: ReasoningRetention,
+    /// How much the model is to think; `None` is the template's own choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_effort: Option<ReasoningEffort>,
     /// Who may share its blocks.
     pub sharing: Sharing,
     /// What happens when the numerics class changes.

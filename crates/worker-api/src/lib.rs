@@ -8,8 +8,8 @@ mod reply;
 mod request;
 
 pub use reply::{
-    CompletionEvent, CompletionStream, EventStream, ModelInfo, Page, RuntimeInfo, Session, StreamItem, TokenCount,
-    TurnStream,
+    CompletionEvent, CompletionStream, EventStream, HistoryRendering, ModelInfo, ModelSpeech, Page, RuntimeInfo,
+    Session, StreamItem, TokenCount, TurnStream,
 };
 pub use request::{
     AppendItems, Caller, CancelTurn, ConfigPatch, CountTokens, CreateSession, Generate, ListItems, ListSessions,

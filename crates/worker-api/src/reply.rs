@@ -5,8 +5,8 @@ use std::pin::Pin;
 
 use futures_core::Stream;
 use holdfast_types::{
-    Digest, Event, EventKind, Failure, Limits, ModelRevision, NumericsClass, SessionConfig, SessionId, SessionState,
-    TimeUs, Turn,
+    Digest, Event, EventKind, Failure, Limits, ModelRevision, NumericsClass, ReasoningEffort, SessionConfig, SessionId,
+    SessionState, TimeUs, Turn,
 };
 
 /// A session as clients see it.
@@ -118,6 +118,8 @@ pub struct ModelInfo {
     pub numerics_class: NumericsClass,
     /// Whether it can call tools.
     pub tools: bool,
+    /// What it makes of reasoning and of history.
+    pub speech: ModelSpeech,
     /// The device that holds it.
     pub device: String,
     /// KV blocks of the device's first group, and how many of them hold something.
@@ -126,6 +128,31 @@ pub struct ModelInfo {
     pub kv_bytes_per_token: u64,
     /// Whether this is the model of sessions that name none.
     pub is_default: bool,
+}
+
+/// What a model's default template makes of reasoning and of history.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ModelSpeech {
+    /// Whether it marks reasoning.
+    pub reasoning: bool,
+    /// The efforts that it can be told of, rising.
+    pub efforts: Vec<ReasoningEffort>,
+    /// How history comes to be.
+    pub history: HistoryRendering,
+    /// In what history differs from one rendering of all of it with the published template.
+    pub history_differs: Vec<String>,
+}
+
+/// How a session's history comes to be what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HistoryRendering {
+    /// As the published template renders all of it at once.
+    #[default]
+    Published,
+    /// As the template renders all of it at once with parts replaced.
+    Replaced,
+    /// Piece by piece, which may differ from rendering all of it at once.
+    Incremental,
 }
 
 /// The runtime.

@@ -3,8 +3,8 @@
 //! In: items and token ids. Out: token ids and bytes. One trait, so that the fold and the core are tested in microseconds
 //! with a language of a few characters. Deliberately not here: how any of it is done (the model crate's), weights.
 
-pub use holdfast_model::CallLayout;
-use holdfast_types::{Digest, Item, SamplingOverrides, SessionConfig, TokenId, Tool};
+pub use holdfast_model::{CallLayout, ChannelMark, ReasoningForm};
+use holdfast_types::{Digest, Item, ReasoningEffort, SamplingOverrides, SessionConfig, TokenId, Tool};
 
 /// How a token log ends, as far as rendering what follows depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,7 +30,7 @@ impl LogEnd {
 }
 
 /// What a conversation begins with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Prompt<'a> {
     /// The system message; empty for none.
     pub instructions: &'a str,
@@ -40,12 +40,23 @@ pub struct Prompt<'a> {
     pub date: &'a str,
     /// A named template; empty for the default.
     pub template: &'a str,
+    /// How much the model is to think; `None` for the template's own choice.
+    pub effort: Option<ReasoningEffort>,
+    /// Calls made earlier that results among the items answer.
+    pub calls: &'a [Item],
 }
 
 impl<'a> Prompt<'a> {
     /// The prompt of a session.
     pub fn of(config: &'a SessionConfig, date: &'a str) -> Self {
-        Self { instructions: &config.instructions, tools: &config.tools, date, template: &config.template }
+        Self {
+            instructions: &config.instructions,
+            tools: &config.tools,
+            date,
+            template: &config.template,
+            effort: config.reasoning_effort,
+            calls: &[],
+        }
     }
 }
 
@@ -108,6 +119,22 @@ pub trait Language: Send + Sync {
     fn has_template(&self, name: &str) -> bool;
     /// How the model writes tool calls; `None` if it cannot.
     fn call_form(&self) -> Option<&CallForm>;
+    /// How the model marks reasoning; `None` if it does not.
+    fn reasoning_form(&self) -> Option<&ReasoningForm> {
+        None
+    }
+    /// Whether reasoning is open after the generation prompt of a session.
+    fn opens_reasoning(&self, _prompt: &Prompt<'_>) -> bool {
+        false
+    }
+    /// Tokens that end reasoning which the generation prompt has opened.
+    fn reasoning_end(&self) -> Vec<TokenId> {
+        Vec::new()
+    }
+    /// The efforts that the template of a session can be told of, rising.
+    fn efforts(&self, _prompt: &Prompt<'_>) -> &[ReasoningEffort] {
+        &[]
+    }
     /// Reads the text of one call.
     fn read_call(&self, body: &str) -> ReadCall;
     /// Tokens that begin a call, of this tool if one is named.

@@ -16,5 +16,5 @@ pub mod language;
 mod model_language;
 mod shell;
 
-pub use model_language::TextOfModel;
+pub use model_language::{TextOfModel, speech_of};
 pub use shell::{Clock, Device, Entropy, LocalWorker, WorkerInbox, WorkerPort, WorkerSettings};

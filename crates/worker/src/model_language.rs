@@ -2,8 +2,10 @@
 //!
 //! Deliberately not here: any decision; only the two vocabularies meet.
 
-use holdfast_model::{ModelText, Next, OpenEnd, ToolCallForm};
-use holdfast_types::{Digest, Item, SamplingOverrides, TokenId};
+use holdfast_model::{DEFAULT_TEMPLATE, ModelText, Next, OpenEnd, ReasoningForm, ToolCallForm};
+use holdfast_types::{Digest, Item, ReasoningEffort, SamplingOverrides, TokenId};
+
+use holdfast_worker_api::{HistoryRendering, ModelSpeech};
 
 use crate::language::{CallForm, Language, LogEnd, Prompt, ReadCall};
 
@@ -21,6 +23,23 @@ impl TextOfModel {
     }
 }
 
+/// What a model's default template makes of reasoning and of history, in the words of the worker's interface.
+pub fn speech_of(text: &ModelText) -> ModelSpeech {
+    let stability = text.stability().into_iter().find(|stability| stability.template == DEFAULT_TEMPLATE);
+    let history = match stability.map(|stability| stability.rendering) {
+        None | Some(holdfast_model::HistoryRendering::Published) => HistoryRendering::Published,
+        Some(holdfast_model::HistoryRendering::Replaced) => HistoryRendering::Replaced,
+        Some(holdfast_model::HistoryRendering::Incremental) => HistoryRendering::Incremental,
+    };
+    let differs = stability.map(|stability| stability.differs()).unwrap_or_default();
+    ModelSpeech {
+        reasoning: text.reasoning_form().is_some(),
+        efforts: text.efforts(&holdfast_model::Prompt::default()).to_vec(),
+        history,
+        history_differs: differs.iter().map(ToString::to_string).collect(),
+    }
+}
+
 impl From<&ToolCallForm> for CallForm {
     fn from(form: &ToolCallForm) -> Self {
         Self {
@@ -34,6 +53,11 @@ impl From<&ToolCallForm> for CallForm {
             mark_tokens: form.mark_tokens.clone(),
         }
     }
+}
+
+fn words<'a>(prompt: &Prompt<'a>) -> holdfast_model::Prompt<'a> {
+    let Prompt { instructions, tools, date, template, effort, calls } = *prompt;
+    holdfast_model::Prompt { instructions, tools, date, template, effort, calls }
 }
 
 impl Language for TextOfModel {
@@ -73,6 +97,22 @@ impl Language for TextOfModel {
         self.form.as_ref()
     }
 
+    fn reasoning_form(&self) -> Option<&ReasoningForm> {
+        self.text.reasoning_form()
+    }
+
+    fn opens_reasoning(&self, prompt: &Prompt<'_>) -> bool {
+        self.text.opens_reasoning(&words(prompt))
+    }
+
+    fn reasoning_end(&self) -> Vec<TokenId> {
+        self.text.reasoning_end()
+    }
+
+    fn efforts(&self, prompt: &Prompt<'_>) -> &[ReasoningEffort] {
+        self.text.efforts(&words(prompt))
+    }
+
     fn read_call(&self, body: &str) -> ReadCall {
         match self.text.tool_form() {
             Some(form) => {
@@ -88,12 +128,7 @@ impl Language for TextOfModel {
     }
 
     fn render(&self, prompt: &Prompt<'_>, end: LogEnd, items: &[Item], generate: bool) -> Result<Vec<TokenId>, String> {
-        let prompt = holdfast_model::Prompt {
-            instructions: prompt.instructions,
-            tools: prompt.tools,
-            date: prompt.date,
-            template: prompt.template,
-        };
+        let prompt = words(prompt);
         let after = match end {
             LogEnd::Start => holdfast_model::LogEnd::Start,
             LogEnd::Sampled => holdfast_model::LogEnd::Sampled,

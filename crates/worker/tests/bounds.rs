@@ -6,8 +6,8 @@ mod harness;
 
 use harness::{Disk, World, model, session, settings, user, with_tools};
 use holdfast_types::{
-    EventKind, Failure, FailureDetail, Item, ItemContent, ItemState, Limits, OnBusy, Reason, ReasoningRetention, Role,
-    SamplingOverrides, SessionConfig, SessionState, StopReason, ToolChoice, Turn, TurnNumber, TurnState,
+    EventKind, Failure, FailureDetail, Item, Limits, OnBusy, Reason, ReasoningEffort, Role, SamplingOverrides,
+    SessionConfig, SessionState, StopReason, ToolChoice, Turn, TurnNumber, TurnState,
 };
 use holdfast_worker::core::{Input, Reply, Request};
 use holdfast_worker_api::{
@@ -293,8 +293,7 @@ fn refusals_name_the_field_as_the_proto_does() {
     let config = |config| Generate { config, items: vec![Item::message(Role::User, "hi")], ..Default::default() };
     let sampled = || SessionConfig { sampling: hot(), ..Default::default() };
     let template = || SessionConfig { template: "nowhere".into(), ..Default::default() };
-    let dropping =
-        || SessionConfig { reasoning_retention: ReasoningRetention::DropAtNextUserMessage, ..SessionConfig::default() };
+    let eager = || SessionConfig { reasoning_effort: Some(ReasoningEffort::High), ..SessionConfig::default() };
     let create = |config, items| CreateSession { session: Some(session("b")), config, items, ..Default::default() };
     let update = |values| UpdateSession {
         session: session("a"),
@@ -302,14 +301,13 @@ fn refusals_name_the_field_as_the_proto_does() {
         patch: SessionPatch::default(),
         config: Some(ConfigPatch { fields: vec!["sampling".into()], values }),
     };
-    let reasoning = Item { content: ItemContent::Reasoning { text: "so".into() }, state: ItemState::Complete };
     let named = ToolChoice::Name("z".into());
     let cases = [
         ("session.config.sampling.temperature", Request::CreateSession(create(sampled(), vec![]))),
         ("session.config.sampling.temperature", Request::UpdateSession(update(sampled()))),
         ("session.config.template", Request::CreateSession(create(template(), vec![]))),
         ("session.config.tools[1].function.name", Request::CreateSession(create(with_tools(&["x", "x"]), vec![]))),
-        ("session.config.reasoning_retention", Request::CreateSession(create(dropping(), vec![reasoning]))),
+        ("session.config.reasoning_effort", Request::CreateSession(create(eager(), vec![]))),
         ("options.sampling.temperature", Request::StartTurn(StartTurn { sampling: hot(), ..user("a", "hi") })),
         ("options.tool_choice.name", Request::StartTurn(StartTurn { tool_choice: named.clone(), ..user("a", "hi") })),
         ("sampling.temperature", Request::Generate(config(sampled()))),

@@ -22,7 +22,7 @@ const FAMILIES: [(&str, &str, &str, Calls); 6] = [
     (
         "<tool_call>",
         "Both.\n^\n{\"name\": \"x\", \"arguments\": {\"a\":  1}}\n</tool_call>\n^{\"name\": \"y\", \"arguments\": {}}</tool_call>",
-        "Both.\n",
+        "Both.",
         &[("x", "{\"a\":  1}"), ("y", "{}")],
     ),
     (

@@ -110,7 +110,7 @@ fn the_story_without_a_crash_is_as_expected() {
         "so far END never",
         "so far ",
         "wait ^look:{}",
-        "wait ",
+        "wait",
         "{}",
         "found",
         "found",

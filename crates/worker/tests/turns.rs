@@ -117,9 +117,9 @@ fn tool_results_come_in_any_order_and_are_rendered_in_call_order() {
         assert_eq!((turn.state, turn.generations.len()), (TurnState::Completed, 2));
         let texts = world.texts("a");
         if close.is_some() {
-            assert_eq!(texts, [text, "go ", "1", "2", "first", "second", "second"]);
+            assert_eq!(texts, [text, "go", "1", "2", "first", "second", "second"]);
         } else {
-            assert_eq!(texts, [text, "go ", "1", "first", "first"]);
+            assert_eq!(texts, [text, "go", "1", "first", "first"]);
         }
         assert_eq!(world.results("a", &[("call_1_0_1", "r")]).unwrap_err().reason, Reason::NoPendingToolCalls);
     }

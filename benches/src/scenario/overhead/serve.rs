@@ -139,6 +139,7 @@ fn start_device(
         template,
         numerics_class: description.numerics_class.clone(),
         tools: text.tool_form().is_some(),
+        speech: holdfast_worker_api::ModelSpeech::default(),
         device: description.name.clone(),
         kv_blocks: (group.blocks, 0),
         kv_bytes_per_token: group.bytes_per_block / u64::from(description.block_tokens),

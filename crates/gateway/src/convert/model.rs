@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 
 use holdfast_contracts::v1;
 use holdfast_types::ModelRevision;
-use holdfast_worker_api::{ModelInfo, RuntimeInfo};
+use holdfast_worker_api::{HistoryRendering, ModelInfo, RuntimeInfo};
 
+use super::session::effort_out;
 use super::time;
 use crate::names;
 
@@ -70,5 +71,13 @@ fn model(info: &ModelInfo, build: &str) -> v1::Model {
         kv_bytes_per_token: info.kv_bytes_per_token,
         kv_blocks,
         kv_blocks_used,
+        marks_reasoning: info.speech.reasoning,
+        reasoning_efforts: info.speech.efforts.iter().map(|effort| effort_out(Some(*effort)) as i32).collect(),
+        history_rendering: match info.speech.history {
+            HistoryRendering::Published => v1::HistoryRendering::Published,
+            HistoryRendering::Replaced => v1::HistoryRendering::Replaced,
+            HistoryRendering::Incremental => v1::HistoryRendering::Incremental,
+        } as i32,
+        history_differs: info.speech.history_differs.clone(),
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use holdfast_contracts::v1;
 use holdfast_types::{
-    Failure, Limits, NumericsPolicy, ReasoningRetention, SessionConfig, SessionState, Sharing, TimeUs,
+    Failure, Limits, NumericsPolicy, ReasoningEffort, ReasoningRetention, SessionConfig, SessionState, Sharing, TimeUs,
 };
 use holdfast_worker_api::{CreateSession, Session, SessionPatch};
 
@@ -75,13 +75,14 @@ pub(crate) fn config(limits: &Limits, field: Field<'_>, config: v1::SessionConfi
                 instructions: config.instructions,
                 tools: config.tools,
                 template: config.template,
+                reasoning_effort: config.reasoning_effort,
             },
         )?
     })
 }
 
 /// Reads what stands before the items of a conversation; the rest of the config is the default. `field` holds the fields
-/// `model`, `instructions`, `tools` and `template`.
+/// `model`, `instructions`, `tools`, `template` and `reasoning_effort`.
 pub(crate) fn start(limits: &Limits, field: Field<'_>, start: v1::ConversationStart) -> Result<SessionConfig, Failure> {
     let model = names::parse_model(field.member("model"), &start.model)?;
     at_most!(limits.instructions_bytes, start.instructions.len(), field.member("instructions"))?;
@@ -91,11 +92,19 @@ pub(crate) fn start(limits: &Limits, field: Field<'_>, start: v1::ConversationSt
     }
     limits::plain(template, &start.template)?;
     let tools = tool::tools(limits, field.member("tools"), start.tools)?;
+    let reasoning_effort = match enumeration(field.member("reasoning_effort"), start.reasoning_effort)? {
+        v1::ReasoningEffort::Unspecified => None,
+        v1::ReasoningEffort::None => Some(ReasoningEffort::None),
+        v1::ReasoningEffort::Low => Some(ReasoningEffort::Low),
+        v1::ReasoningEffort::Medium => Some(ReasoningEffort::Medium),
+        v1::ReasoningEffort::High => Some(ReasoningEffort::High),
+    };
     Ok(SessionConfig {
         model,
         instructions: start.instructions,
         tools,
         template: start.template,
+        reasoning_effort,
         ..SessionConfig::default()
     })
 }
@@ -231,5 +240,17 @@ pub(crate) fn config_out(config: &SessionConfig) -> v1::SessionConfig {
         sharing: sharing as i32,
         numerics_policy: numerics_policy as i32,
         sampling: sampling::overrides_out(&config.sampling),
+        reasoning_effort: effort_out(config.reasoning_effort) as i32,
+    }
+}
+
+/// Writes an effort.
+pub(crate) fn effort_out(effort: Option<ReasoningEffort>) -> v1::ReasoningEffort {
+    match effort {
+        None => v1::ReasoningEffort::Unspecified,
+        Some(ReasoningEffort::None) => v1::ReasoningEffort::None,
+        Some(ReasoningEffort::Low) => v1::ReasoningEffort::Low,
+        Some(ReasoningEffort::Medium) => v1::ReasoningEffort::Medium,
+        Some(ReasoningEffort::High) => v1::ReasoningEffort::High,
     }
 }

@@ -71,6 +71,7 @@ pub(super) fn full_config() -> v1::SessionConfig {
         sharing: v1::Sharing::Private as i32,
         numerics_policy: v1::NumericsPolicy::RequireSame as i32,
         sampling: Some(full_sampling()),
+        reasoning_effort: v1::ReasoningEffort::Low as i32,
     }
 }
 
@@ -307,7 +308,7 @@ fn a_mask_says_what_is_set_and_what_is_cleared() {
 
     let whole = v1::Session { config: Some(full_config()), last_turn: 9, ..v1::Session::default() };
     let config = update(&["config"], whole.clone()).unwrap().config.unwrap();
-    assert_eq!(config.fields.len(), 8);
+    assert_eq!(config.fields.len(), 9);
     assert_eq!(session::config_out(&config.values), full_config());
     let config = update(&["config.instructions"], whole).unwrap().config.unwrap();
     assert_eq!((config.values.instructions.as_str(), config.values.model.as_str()), ("Be brief.\0", ""));

@@ -19,8 +19,17 @@ use crate::names;
 const ETAG_BYTES: usize = 128;
 
 /// The fields of SessionConfig, in the order of the proto.
-const CONFIG_FIELDS: [&str; 8] =
-    ["model", "instructions", "tools", "template", "reasoning_retention", "sharing", "numerics_policy", "sampling"];
+const CONFIG_FIELDS: [&str; 9] = [
+    "model",
+    "instructions",
+    "tools",
+    "template",
+    "reasoning_retention",
+    "sharing",
+    "numerics_policy",
+    "sampling",
+    "reasoning_effort",
+];
 
 /// Reads UpdateSession.
 pub(crate) fn update(limits: &Limits, request: v1::UpdateSessionRequest) -> Result<UpdateSession, Failure> {
@@ -136,6 +145,7 @@ impl Mask {
                 "reasoning_retention" => out.reasoning_retention = config.reasoning_retention,
                 "sharing" => out.sharing = config.sharing,
                 "numerics_policy" => out.numerics_policy = config.numerics_policy,
+                "reasoning_effort" => out.reasoning_effort = config.reasoning_effort,
                 _ => out.sampling.clone_from(&config.sampling),
             }
         }
@@ -157,6 +167,7 @@ fn set_config_fields(config: &v1::SessionConfig) -> BTreeSet<&'static str> {
         config.sharing != 0,
         config.numerics_policy != 0,
         config.sampling.is_some(),
+        config.reasoning_effort != 0,
     ];
     CONFIG_FIELDS.into_iter().zip(set).filter_map(|(name, is_set)| is_set.then_some(name)).collect()
 }

@@ -49,6 +49,7 @@ pub(crate) fn parse(limits: &Limits, request: v1::GenerateRequest) -> Result<Gen
         instructions: request.instructions,
         tools: request.tools,
         template: request.template,
+        reasoning_effort: request.reasoning_effort,
     };
     let sampling = convert::sampling::overrides(limits, Field::Root("sampling"), request.sampling)?;
     Ok(Generate {

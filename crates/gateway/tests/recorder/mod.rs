@@ -162,6 +162,7 @@ pub(crate) fn model(name: &str, is_default: bool) -> ModelInfo {
         template: Digest::default(),
         numerics_class: NumericsClass::new("neuron/f32/r1"),
         tools: true,
+        speech: holdfast_worker_api::ModelSpeech::default(),
         device: "neuron:0".into(),
         kv_blocks: (10, 1),
         kv_bytes_per_token: 64,

@@ -8,7 +8,9 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use holdfast_model::{LogEnd, Model, ModelFile, ModelSource, ModelText, Next, Prompt, TextFiles};
+use holdfast_model::{
+    LogEnd, Model, ModelFile, ModelSource, ModelText, Next, Prompt, ReasoningForm, Stability, TextFiles,
+};
 use holdfast_types::{Digest, Item, Role, Tool};
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
@@ -45,6 +47,7 @@ struct Inspection {
     tokenizer: Tokenizer,
     template: Template,
     tool_calls: Option<ToolCalls>,
+    reasoning: Option<Reasoning>,
     stop_tokens: Vec<u32>,
     weights_digest: Digest,
     files: Vec<FileFacts>,
@@ -69,9 +72,53 @@ struct Template {
     /// The file that holds the default template.
     from: &'static str,
     renders_tools: bool,
-    /// Proved on synthetic histories whenever a model is loaded; one that is not stable is refused then.
-    prefix_stable: bool,
+    /// Found on synthetic histories whenever a model is loaded.
+    history: Vec<History>,
     digest: Digest,
+}
+
+/// What a template does to history.
+#[derive(Debug, Serialize)]
+struct History {
+    template: String,
+    /// How history comes to be.
+    rendering: &'static str,
+    /// In what that differs from the published template.
+    differs: Vec<String>,
+    /// It tells a date: the session's.
+    dated: bool,
+}
+
+impl History {
+    fn of(stability: &Stability) -> Self {
+        Self {
+            template: stability.template.clone(),
+            rendering: stability.rendering.describe(),
+            differs: stability.differs().iter().map(ToString::to_string).collect(),
+            dated: stability.dated,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Reasoning {
+    /// What begins and ends it, or the channel that it is on.
+    marks: String,
+    /// Whether the default template's generation prompt begins it.
+    opened_by_prompt: bool,
+    efforts: Vec<&'static str>,
+}
+
+impl Reasoning {
+    fn of(text: &ModelText) -> Option<Self> {
+        let marks = match text.reasoning_form()? {
+            ReasoningForm::Enclosed { open, close, .. } => format!("{open} … {close}"),
+            ReasoningForm::Channels { .. } => "the channel analysis".to_owned(),
+        };
+        let prompt = Prompt::default();
+        let efforts = text.efforts(&prompt).iter().map(|effort| effort.name()).collect();
+        Some(Self { marks, opened_by_prompt: text.opens_reasoning(&prompt), efforts })
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -135,10 +182,11 @@ impl Inspection {
                 names: text.template_names().into_iter().map(str::to_owned).collect(),
                 from: template_from(&found.source, &files),
                 renders_tools: renders_tools(text),
-                prefix_stable: true,
+                history: text.stability().into_iter().map(History::of).collect(),
                 digest: template,
             },
             tool_calls: text.tool_form().map(|form| ToolCalls { open: form.open.clone(), close: form.close.clone() }),
+            reasoning: Reasoning::of(text),
             stop_tokens: text.stop_tokens().to_vec(),
             weights_digest,
             files: found.source.files()?.into_iter().map(FileFacts::of).collect(),
@@ -173,7 +221,22 @@ impl Inspection {
         let template = &self.template;
         let tools =
             if template.renders_tools { "tells the model of tools" } else { "does not tell the model of tools" };
-        row("template", format!("{} ({}), prefix-stable, {tools}", template.from, template.names.join(", ")))?;
+        row("template", format!("{} ({}), {tools}", template.from, template.names.join(", ")))?;
+        for (i, history) in template.history.iter().enumerate() {
+            let what = if i == 0 { "history" } else { "" };
+            let dated = if history.dated { ", tells the session's date" } else { "" };
+            let told = match history.differs.as_slice() {
+                [] => String::new(),
+                differs => format!("; not: {}", differs.join(", ")),
+            };
+            row(what, format!("{}: {}{told}{dated}", history.template, history.rendering))?;
+        }
+        let reasoning = self.reasoning.as_ref().map_or("no known form".to_owned(), |reasoning| {
+            let opened = if reasoning.opened_by_prompt { ", opened by the prompt" } else { "" };
+            let efforts = if reasoning.efforts.is_empty() { "none".to_owned() } else { reasoning.efforts.join(", ") };
+            format!("{}{opened}; efforts: {efforts}", reasoning.marks)
+        });
+        row("reasoning", reasoning)?;
         let calls = self.tool_calls.as_ref().map_or("no known form".to_owned(), |calls| {
             format!("{} … {}", calls.open, calls.close.as_deref().unwrap_or("the end of the message"))
         });
@@ -232,7 +295,7 @@ fn renders_tools(text: &ModelText) -> bool {
     let tool =
         Tool { name: "probe".to_owned(), description: "A tool.".to_owned(), parameters_json_schema: "{}".to_owned() };
     let read = |tools: &[Tool]| {
-        let prompt = Prompt { instructions: "", tools, date: "2026-01-01", template: "" };
+        let prompt = Prompt { instructions: "", tools, date: "2026-01-01", template: "", ..Prompt::default() };
         text.render(&prompt, LogEnd::Start, &[Item::message(Role::User, "Hello.")], Next::Generate)
     };
     matches!((read(&[]), read(&[tool])), (Ok(without), Ok(with)) if without != with)

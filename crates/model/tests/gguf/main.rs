@@ -41,7 +41,14 @@ fn rendered(model: &Model) -> Vec<u32> {
         description: "Looks.".to_owned(),
         parameters_json_schema: r#"{"type":"object","properties":{"at":{"type":"string"}}}"#.to_owned(),
     }];
-    let prompt = Prompt { instructions: "Be brief: <|im_end|>", tools: &tools, date: "2026-11-20", template: "" };
+    let prompt = Prompt {
+        instructions: "Be brief: <|im_end|>",
+        tools: &tools,
+        date: "2026-11-20",
+        template: "",
+        effort: None,
+        calls: &[],
+    };
     let items = [Item::message(Role::User, "Where is the other user's é 😀 <tool_call>?\n\nThere 123.")];
     model.text().render(&prompt, LogEnd::Start, &items, Next::Generate).unwrap()
 }

@@ -7,10 +7,11 @@ use std::collections::{BTreeSet, HashMap};
 
 use holdfast_types::{
     Failure, FailureDetail, GenerationSettings, Item, ItemContent, ItemNumber, Limits, ModelRevision, NumberedItem,
-    NumericsPolicy, Origin, Reason, ReasoningRetention, SamplingOverrides, SessionConfig, TokenId, TokenRange,
-    TokenRun, ToolChoice, TurnNumber,
+    NumericsPolicy, Origin, Reason, SamplingOverrides, SessionConfig, TokenId, TokenRange, TokenRun, ToolChoice,
+    TurnNumber,
 };
 
+use super::retention::left_out;
 use super::{ServedModel, Shared};
 use crate::fold::SessionFold;
 use crate::language::{CallForm, Language, LogEnd, Prompt};
@@ -57,6 +58,16 @@ impl Shared {
         if !config.tools.is_empty() && model.language.call_form().is_none() {
             let problem = format!("model {} cannot call tools", model.info.name);
             return Err(Failure::field(Reason::InvalidTool, format!("{path}tools"), problem));
+        }
+        if let Some(effort) = config.reasoning_effort {
+            let known = model.language.efforts(&Prompt::of(config, ""));
+            if !known.contains(&effort) {
+                let known: Vec<_> = known.iter().map(|effort| effort.name().to_uppercase()).collect();
+                let known = if known.is_empty() { "none can be set".to_owned() } else { known.join(", ") };
+                let (name, asked) = (&model.info.name, effort.name().to_uppercase());
+                let problem = format!("the template of model {name} knows no effort {asked}; known: {known}");
+                return Err(Failure::field(Reason::InvalidArgument, format!("{path}reasoning_effort"), problem));
+            }
         }
         let mut names = BTreeSet::new();
         for (i, tool) in config.tools.iter().enumerate() {
@@ -140,37 +151,27 @@ impl Shared {
         (turn, items): (Option<TurnNumber>, Vec<Item>),
     ) -> Result<Rendered, Failure> {
         let model = &self.models[device];
-        let language = &*model.language;
-        let run = |origin, ids| TokenRun {
-            origin,
-            precision: model.precision,
-            numerics_class: model.info.numerics_class.clone(),
-            ids,
-            logprobs: Vec::new(),
-        };
-        let (mut runs, mut end, mut start) = (Vec::new(), base.end, base.tokens);
-        if end.is_open() {
-            let closing = language.closing(end);
-            start += closing.len() as u32;
-            runs.extend((!closing.is_empty()).then(|| run(Origin::Closing, closing)));
-            end = LogEnd::Closed;
-        }
-        let prompt = Prompt::of(fold.config(), fold.pinned_date());
-        let ids = language.render(&prompt, end, &items, turn.is_some()).map_err(|problem| {
-            let message = format!("the template of model {} cannot express the items: {problem}", model.info.name);
-            Failure::new(Reason::TemplateRejectedItems, message)
-        })?;
-        let tokens = TokenRange { start, end: start + ids.len() as u32 };
+        let left_out = left_out(fold.config().reasoning_retention, &items);
+        let said: Vec<Item> =
+            items.iter().zip(&left_out).filter(|(_, left_out)| !**left_out).map(|(item, _)| item.clone()).collect();
+        let runs = self.runs_of(fold, device, base, &said, turn.is_some())?;
+        let closing = runs.iter().filter(|run| run.origin == Origin::Closing).map(|run| run.ids.len() as u32);
+        let start = base.tokens + closing.sum::<u32>();
+        let tokens = TokenRange { start, end: base.tokens + runs.iter().map(|run| run.ids.len() as u32).sum::<u32>() };
         let limit = model.info.context_limit;
         // One token of room, so that a turn can say something.
         let needed = u64::from(tokens.end) + u64::from(turn.is_some());
         if needed > u64::from(limit) {
             return Err(overflow(base.tokens, needed, limit));
         }
-        runs.extend((!ids.is_empty()).then(|| run(Origin::Rendered, ids)));
-        let numbered = items.into_iter().zip(base.items + 1..);
-        let items =
-            numbered.map(|(item, n)| NumberedItem { number: ItemNumber(n), turn, tokens, item }).collect::<Vec<_>>();
+        let nowhere = TokenRange { start, end: start };
+        let numbered = items.into_iter().zip(left_out).zip(base.items + 1..);
+        let items = numbered
+            .map(|((item, left_out), n)| {
+                let tokens = if left_out { nowhere } else { tokens };
+                NumberedItem { number: ItemNumber(n), turn, tokens, item }
+            })
+            .collect::<Vec<_>>();
         // Here too room for one, for what the turn says.
         let count = base.items as usize + items.len() + usize::from(turn.is_some());
         let most = self.settings.limits.items_per_session;
@@ -179,6 +180,55 @@ impl Shared {
         }
         Ok(Rendered { items, runs })
     }
+
+    /// The tokens that items become after `base`, and the generation prompt if the model speaks next.
+    pub(super) fn runs_of(
+        &self,
+        fold: &SessionFold,
+        device: usize,
+        base: Base,
+        items: &[Item],
+        generate: bool,
+    ) -> Result<Vec<TokenRun>, Failure> {
+        let model = &self.models[device];
+        let language = &*model.language;
+        let run = |origin, ids| TokenRun {
+            origin,
+            precision: model.precision,
+            numerics_class: model.info.numerics_class.clone(),
+            ids,
+            logprobs: Vec::new(),
+        };
+        let (mut runs, mut end) = (Vec::new(), base.end);
+        if end.is_open() {
+            let closing = language.closing(end);
+            runs.extend((!closing.is_empty()).then(|| run(Origin::Closing, closing)));
+            end = LogEnd::Closed;
+        }
+        let calls = answered_calls(fold, items);
+        let prompt = Prompt { calls: &calls, ..Prompt::of(fold.config(), fold.pinned_date()) };
+        let ids = language.render(&prompt, end, items, generate).map_err(|problem| {
+            let message = format!("the template of model {} cannot express the items: {problem}", model.info.name);
+            Failure::new(Reason::TemplateRejectedItems, message)
+        })?;
+        runs.extend((!ids.is_empty()).then(|| run(Origin::Rendered, ids)));
+        Ok(runs)
+    }
+}
+
+/// Calls of the session that results among these items answer.
+fn answered_calls(fold: &SessionFold, items: &[Item]) -> Vec<Item> {
+    let answered = |id: &str| {
+        items.iter().any(|item| matches!(&item.content, ItemContent::ToolResult { call_id, .. } if call_id == id))
+    };
+    if !items.iter().any(|item| matches!(item.content, ItemContent::ToolResult { .. })) {
+        return Vec::new();
+    }
+    let calls = fold.items().iter().map(|item| &item.item).filter(|item| match &item.content {
+        ItemContent::ToolCall { call_id, .. } => answered(call_id),
+        _ => false,
+    });
+    calls.cloned().collect()
 }
 
 fn overflow(used: u32, needed: u64, limit: u32) -> Failure {
@@ -192,13 +242,8 @@ fn overflow(used: u32, needed: u64, limit: u32) -> Failure {
         .with(fact("limitTokens", limit.into()))
 }
 
-/// Checks call ids and retention of items that are about to follow; `known` says of a call id whether it was answered.
-pub(super) fn check_items(
-    path: &str,
-    items: &[Item],
-    retention: ReasoningRetention,
-    known: impl Fn(&str) -> Option<bool>,
-) -> Result<(), Failure> {
+/// Checks call ids of items that are about to follow; `known` says of a call id whether it was answered.
+pub(super) fn check_items(path: &str, items: &[Item], known: impl Fn(&str) -> Option<bool>) -> Result<(), Failure> {
     let mut calls: HashMap<&str, bool> = HashMap::new();
     for (i, item) in items.iter().enumerate() {
         match &item.content {
@@ -227,11 +272,6 @@ pub(super) fn check_items(
                         calls.insert(call_id, true);
                     }
                 }
-            }
-            ItemContent::Reasoning { .. } if retention != ReasoningRetention::Keep => {
-                let problem =
-                    "reasoning items cannot be dropped later yet: use reasoning_retention KEEP or leave them out";
-                return Err(Failure::field(Reason::FieldNotImplemented, "session.config.reasoning_retention", problem));
             }
             ItemContent::Message { .. } | ItemContent::Reasoning { .. } => {}
         }

@@ -45,7 +45,7 @@ impl Session {
         }
         let Generate { mut config, items, allowed_tools, tool_choice, deadline_ms } = request;
         let device = shared.check_config("", &mut config)?;
-        check_items("items", &items, config.reasoning_retention, |_| None)?;
+        check_items("items", &items, |_| None)?;
         // Nothing is kept and nothing is found: its name keys its blocks, and no other has that name.
         config.sharing = Sharing::Private;
         let name = format!("completion-{entropy:032x}");

@@ -11,6 +11,7 @@ mod check;
 mod completion;
 mod message;
 mod read;
+mod retention;
 mod run;
 mod session;
 mod turn;

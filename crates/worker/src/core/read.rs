@@ -62,10 +62,12 @@ impl Shared {
 
     fn count_after(&self, fold: &SessionFold, device: usize, items: &[Item]) -> Result<TokenCount, Failure> {
         let place = (Some(TurnNumber(fold.turns().len() as u32 + 1)), items.to_vec());
-        let rendered = self.render(fold, device, Base::of(fold), place)?;
+        let base = Base::of(fold);
+        let base = self.leave_reasoning(fold, device, base, items).map_or(base, |(base, _)| base);
+        let rendered = self.render(fold, device, base, place)?;
         Ok(TokenCount {
             tokens: rendered.runs.iter().map(|run| run.ids.len() as u32).sum(),
-            context_tokens: fold.tokens(),
+            context_tokens: base.tokens,
             context_limit: self.models[device].info.context_limit,
         })
     }
@@ -131,10 +133,9 @@ impl Session {
         let device = shared.check_config("session.config.", &mut config)?;
         let mut mutable = SessionMutable::default();
         patch_session(&mut mutable, patch, shared.now);
-        let retention = config.reasoning_retention;
         let mark = request_id.map(|id| RequestMark { id, digest });
         let (fold, entry) = shared.begin(caller, session, (config, device), mutable, mark)?;
-        check_items("initial_items", &items, retention, |_| None)?;
+        check_items("initial_items", &items, |_| None)?;
         check_answered("initial_items", &items)?;
         let rendered =
             if items.is_empty() { None } else { Some(shared.render(&fold, device, Base::of(&fold), (None, items))?) };
@@ -187,7 +188,7 @@ impl Session {
             let device = shared.check_config("session.config.", &mut config)?;
             let revision = (config.model != self.fold.config().model).then(|| Box::new(shared.revision(device)));
             let items: Vec<_> = self.fold.items().iter().map(|item| item.item.clone()).collect();
-            check_items("initial_items", &items, config.reasoning_retention, |_| None)?;
+            check_items("initial_items", &items, |_| None)?;
             // What the log begins with depends on the configuration: it is rendered anew.
             if frozen && !self.fold.log().is_empty() {
                 let session = self.fold.session().clone();
@@ -250,12 +251,16 @@ impl Session {
             SessionState::Idle | SessionState::Suspended | SessionState::Deleting => {}
         }
         let (device, _) = shared.check_revision(&self.fold)?;
-        let retention = self.fold.config().reasoning_retention;
-        check_items("items", &request.items, retention, |call_id| self.fold.call(call_id))?;
-        let Rendered { items, runs } =
-            shared.render(&self.fold, device, Base::of(&self.fold), (None, request.items))?;
+        check_items("items", &request.items, |call_id| self.fold.call(call_id))?;
+        let base = Base::of(&self.fold);
+        let (base, left) = match shared.leave_reasoning(&self.fold, device, base, &request.items) {
+            Some((base, left)) => (base, Some(left)),
+            None => (base, None),
+        };
+        let Rendered { items, runs } = shared.render(&self.fold, device, base, (None, request.items))?;
         let elements = items.clone();
-        self.write(shared, caller, vec![Body::ItemsAppended { turn: None, items, runs, request: mark }]);
+        let appended = Body::ItemsAppended { turn: None, items, runs, request: mark };
+        self.write(shared, caller, left.into_iter().chain([appended]).collect());
         self.flush(shared, Durability::Power);
         Ok(Reply::Items(Page { elements, next_page_token: String::new() }))
     }
@@ -397,6 +402,7 @@ fn patch_config(config: &mut SessionConfig, patch: Option<ConfigPatch>) -> Resul
             "tools" => config.tools.clone_from(&values.tools),
             "template" => config.template.clone_from(&values.template),
             "reasoning_retention" => config.reasoning_retention = values.reasoning_retention,
+            "reasoning_effort" => config.reasoning_effort = values.reasoning_effort,
             "sharing" => config.sharing = values.sharing,
             "numerics_policy" => {
                 config.numerics_policy = values.numerics_policy;

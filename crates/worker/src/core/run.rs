@@ -12,7 +12,7 @@ use super::check::plan_tools;
 use super::session::Session;
 use super::turn::ended_state;
 use super::{Effect, Shared};
-use crate::language::LogEnd;
+use crate::language::{LogEnd, Prompt};
 
 /// The run of a session.
 pub(super) struct ActiveRun {
@@ -92,7 +92,11 @@ impl Session {
         params.logit_bias.extend(tools.banned.map(|token| (token, f32::NEG_INFINITY)));
         // A call that is required is required of the turn's first generation, and not of what continues one.
         let first = progress.generation == 0 && !request.continue_last;
-        let forced = tools.forced.into_iter().skip(sampled as usize).filter(|_| first).collect();
+        let prompt = Prompt::of(self.fold.config(), self.fold.pinned_date());
+        let thinks = !tools.forced.is_empty() && model.language.opens_reasoning(&prompt);
+        // A call begins behind reasoning, which the prompt may have opened.
+        let silence = if thinks { model.language.reasoning_end() } else { Vec::new() };
+        let forced = silence.into_iter().chain(tools.forced).skip(sampled as usize).filter(|_| first).collect();
         let sample = SampleRequest {
             params,
             seed: request.settings.seed,
@@ -294,6 +298,7 @@ impl Session {
             FinishReason::Cancelled => ending.unwrap_or(StopReason::Cancelled),
         };
         usage.output_tokens = progress.generation_sampled().into();
+        usage.reasoning_tokens = progress.generation_reasoning(self.fold.text_end()).into();
         usage.context_used = self.fold.tokens().into();
         usage.context_limit = self.context_limit(shared).into();
         let author = self.author(turn);

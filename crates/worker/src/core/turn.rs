@@ -14,12 +14,14 @@ use serde::Serialize;
 use super::check::{Base, Rendered, check_items, plan_tools};
 use super::session::Session;
 use super::{Reply, RequestId, Shared};
-use crate::fold::{MarkUse, SessionFold, TurnStart, later};
+use crate::fold::{LogPlace, MarkUse, SessionFold, later};
 
 /// What a turn begins with.
 struct Opening {
     numerics_changed: bool,
-    rebase: Option<TurnStart>,
+    rebase: Option<LogPlace>,
+    /// The rebase that leaves reasoning behind.
+    left: Option<Body>,
     rendered: Option<Rendered>,
 }
 
@@ -206,7 +208,7 @@ impl Session {
                 let problem = "the last turn did not end early, there is nothing to go on with";
                 return Err(Failure::field(Reason::EmptyTurn, "input", problem));
             }
-            return Ok(Opening { numerics_changed, rebase: None, rendered: None });
+            return Ok(Opening { numerics_changed, rebase: None, left: None, rendered: None });
         }
         let rebase = match last {
             Some((start, true)) if request.discard_partial => Some(start),
@@ -224,7 +226,7 @@ impl Session {
             }));
         }
         let kept = &self.fold.items()[..base.items as usize];
-        check_items("input", &request.input, self.fold.config().reasoning_retention, |call_id| {
+        check_items("input", &request.input, |call_id| {
             if items.iter().any(|item| is_result_of(item, call_id)) {
                 return Some(true);
             }
@@ -232,8 +234,12 @@ impl Session {
             known.filter(|_| rebase.is_none() || kept.iter().any(|item| is_call(&item.item, call_id)))
         })?;
         items.extend(request.input.iter().cloned());
+        let (base, left) = match shared.leave_reasoning(&self.fold, device, base, &items) {
+            Some((base, left)) => (base, Some(left)),
+            None => (base, None),
+        };
         let rendered = shared.render(&self.fold, device, base, (Some(number), items))?;
-        Ok(Opening { numerics_changed, rebase, rendered: Some(rendered) })
+        Ok(Opening { numerics_changed, rebase, left, rendered: Some(rendered) })
     }
 
     fn write_opening(&mut self, shared: &mut Shared, turn: TurnNumber, opening: Opening) {
@@ -248,6 +254,7 @@ impl Session {
             let (keep_until, keep_items) = (start.tokens, start.items);
             bodies.push(Body::Rebase { keep_until, keep_items, replacement: Vec::new(), cause });
         }
+        bodies.extend(opening.left);
         bodies.push(Body::TurnStarted { turn });
         if let Some(Rendered { items, runs }) = opening.rendered {
             bodies.push(Body::ItemsAppended { turn: Some(turn), items, runs, request: None });

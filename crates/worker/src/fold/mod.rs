@@ -5,7 +5,9 @@
 //! itself, time and randomness.
 
 mod bare;
+mod channels;
 mod output;
+mod reader;
 mod scanner;
 mod turns;
 
@@ -14,8 +16,8 @@ use std::sync::Arc;
 
 use holdfast_journal::{Body, NewEntry, RequestMark, SessionHead, SessionMutable};
 use holdfast_types::{
-    Digest, Event, EventKind, Item, ItemContent, ItemNumber, LogToken, ModelRevision, NumberedItem, SessionConfig,
-    SessionId, SessionState, TenantId, TimeUs, TokenRange, TokenRun, Turn, TurnNumber, TurnState,
+    Digest, Event, EventKind, Item, ItemContent, ItemNumber, LogToken, ModelRevision, NumberedItem, ReasoningRetention,
+    Role, SessionConfig, SessionId, SessionState, TenantId, TimeUs, TokenRange, TokenRun, Turn, TurnNumber, TurnState,
 };
 
 use crate::language::{Language, LogEnd};
@@ -55,9 +57,9 @@ pub struct FoldError {
     pub problem: String,
 }
 
-/// Where a turn began: what `discard_partial` goes back to.
+/// A place in a log that a rebase can go back to: where a turn began (`discard_partial`), or items were appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TurnStart {
+pub(crate) struct LogPlace {
     pub(crate) tokens: u32,
     pub(crate) items: u32,
     pub(crate) end: LogEnd,
@@ -89,19 +91,35 @@ pub struct SessionFold {
     /// Counts rebases: the log of one count only grows.
     rebases: u32,
     items: Vec<NumberedItem>,
+    /// Where rendered items were appended, in order: what a rebase can go back to.
+    places: Vec<LogPlace>,
     /// Tool calls by id: answered or not.
     calls: HashMap<String, bool>,
     turns: Vec<Turn>,
     /// Turns that have not ended, in order; only the first may have started.
     progress: VecDeque<Progress>,
     /// Where the last turn that ended began, and whether it ended early.
-    last: Option<(TurnStart, bool)>,
+    last: Option<(LogPlace, bool)>,
     /// Output that ended early and may go on.
     parked: Option<output::OutputFold>,
     sequence: u64,
     /// The output item that has begun and is not done.
     open_item: Option<ItemNumber>,
     marks: HashMap<String, (Digest, MarkUse)>,
+}
+
+/// Why a log was rebased when reasoning was left behind.
+pub(crate) const DROP_REASONING: &str = "drop_reasoning";
+
+/// Whether an item is reasoning.
+pub(crate) fn is_reasoning(item: &Item) -> bool {
+    matches!(item.content, ItemContent::Reasoning { .. })
+}
+
+/// How many items there are up to the last user message: what is before it has been answered.
+pub(crate) fn last_user_message<'a>(mut items: impl DoubleEndedIterator<Item = &'a Item> + ExactSizeIterator) -> usize {
+    let is_user = |item: &Item| matches!(item.content, ItemContent::Message { role: Role::User, .. });
+    items.rposition(is_user).map_or(0, |at| at + 1)
 }
 
 impl SessionFold {
@@ -137,6 +155,7 @@ impl SessionFold {
             computed: 0,
             rebases: 0,
             items: Vec::new(),
+            places: Vec::new(),
             calls: HashMap::new(),
             turns: Vec::new(),
             progress: VecDeque::new(),
@@ -188,8 +207,8 @@ impl SessionFold {
                     self.marks.insert(id.clone(), (*digest, MarkUse::Items(first.number, last.number)));
                 }
             }
-            Body::Rebase { keep_until, keep_items, replacement, .. } => {
-                self.rebase(*keep_until, *keep_items, replacement)?;
+            Body::Rebase { keep_until, keep_items, replacement, cause } => {
+                self.rebase((*keep_until, *keep_items), replacement, cause)?;
             }
             Body::NumericsChanged { to, .. } => {
                 self.revision.numerics_class = to.clone();
@@ -217,6 +236,9 @@ impl SessionFold {
         runs: &[TokenRun],
         events: &mut Vec<Event>,
     ) -> Result<(), String> {
+        if !runs.is_empty() {
+            self.places.push(LogPlace { tokens: self.tokens(), items: self.items.len() as u32, end: self.end });
+        }
         for run in runs {
             self.extend_log(run);
         }
@@ -238,24 +260,43 @@ impl SessionFold {
         self.turn_continues(turn)
     }
 
-    fn rebase(&mut self, keep_until: u32, keep_items: u32, replacement: &[TokenRun]) -> Result<(), String> {
+    fn rebase(
+        &mut self,
+        (keep_until, keep_items): (u32, u32),
+        replacement: &[TokenRun],
+        cause: &str,
+    ) -> Result<(), String> {
         if keep_until > self.tokens() || keep_items as usize > self.items.len() {
             return Err(format!("a rebase to token {keep_until}, item {keep_items}, beyond what is there"));
         }
+        let here = self.places.iter().rev().chain(self.last.as_ref().map(|(start, _)| start));
+        let here = here.copied().find(|place| place.tokens == keep_until).map(|place| place.end);
+        self.end = match here {
+            _ if !replacement.is_empty() => LogEnd::Closed,
+            _ if keep_until == 0 => LogEnd::Start,
+            here => here.unwrap_or(LogEnd::Closed),
+        };
         self.log.truncate(keep_until as usize);
         self.items.truncate(keep_items as usize);
+        self.places.retain(|place| place.tokens < keep_until);
+        if !replacement.is_empty() {
+            let items = self.items.iter().take_while(|item| item.tokens.end <= keep_until).count() as u32;
+            let end = here.unwrap_or(if keep_until == 0 { LogEnd::Start } else { LogEnd::Closed });
+            self.places.push(LogPlace { tokens: keep_until, items, end });
+        }
         for run in replacement {
             self.extend_log(run);
         }
-        self.end = match self.last {
-            _ if !replacement.is_empty() => LogEnd::Closed,
-            _ if keep_until == 0 => LogEnd::Start,
-            Some((start, _)) if start.tokens == keep_until => start.end,
-            _ => LogEnd::Closed,
-        };
         let replaced = TokenRange { start: keep_until, end: self.tokens() };
-        for item in self.items.iter_mut().filter(|item| item.tokens.end > keep_until) {
-            item.tokens = replaced;
+        let drops = self.config.reasoning_retention == ReasoningRetention::DropAtNextUserMessage;
+        let spoken_to = if cause == DROP_REASONING {
+            self.items.len()
+        } else {
+            last_user_message(self.items.iter().map(|item| &item.item))
+        };
+        for (i, item) in self.items.iter_mut().enumerate().filter(|(_, item)| item.tokens.end > keep_until) {
+            let left_out = drops && i < spoken_to && is_reasoning(&item.item);
+            item.tokens = if left_out { TokenRange { start: keep_until, end: keep_until } } else { replaced };
         }
         self.calls.clear();
         let items = std::mem::take(&mut self.items);
@@ -377,6 +418,16 @@ impl SessionFold {
         &self.items
     }
 
+    /// Where the log begins to hold reasoning of one of these first items, and that item's number less one: the latest place
+    /// before it that a rebase can go back to.
+    pub(crate) fn before_reasoning(&self, items: u32) -> Option<LogPlace> {
+        let holds = |item: &NumberedItem| is_reasoning(&item.item) && !item.tokens.is_empty();
+        let first = self.items.iter().take(items as usize).position(holds)?;
+        let before =
+            |place: &&LogPlace| place.items as usize <= first && place.tokens <= self.items[first].tokens.start;
+        self.places.iter().rev().find(before).copied()
+    }
+
     /// Whether a tool call of this id was made (`Some`), and answered.
     pub fn call(&self, call_id: &str) -> Option<bool> {
         self.calls.get(call_id).copied()
@@ -413,7 +464,7 @@ impl SessionFold {
     }
 
     /// Where the last turn that ended began, and whether it ended early.
-    pub(crate) fn last_end(&self) -> Option<(TurnStart, bool)> {
+    pub(crate) fn last_end(&self) -> Option<(LogPlace, bool)> {
         self.last
     }
 

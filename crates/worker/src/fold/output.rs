@@ -5,15 +5,16 @@
 //!
 //! Text that may still become a stop string or a tool call is held back until it is decided. A stop string cuts
 //! the text before its first character; the token that completes it is the last one of the log. Stop strings are not looked
-//! for inside of a tool call. White space before a tool call, what separates two calls, and white space at the end after
-//! one belong to no item.
+//! for inside of a tool call or of reasoning. White space before a tool call, what separates two calls, and white space at
+//! the end after one belong to no item.
 
 use std::sync::Arc;
 
 use holdfast_types::{Item, ItemContent, ItemState, Part, Role, TokenId, TokenLogprob, TokenRange};
 
-use super::scanner::{Cut, Markers, Scanner};
-use crate::language::{CallForm, Language};
+use super::reader::Reader;
+use super::scanner::Cut;
+use crate::language::Language;
 
 /// What the tokens of a generation became, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +28,8 @@ pub(crate) enum Piece {
     },
     /// Text of the open message.
     Text { text: String, tokens: TokenRange, logprobs: Vec<Vec<TokenLogprob>> },
+    /// Text of the open reasoning.
+    Thought { text: String, tokens: TokenRange },
     /// Arguments of the open call.
     Arguments { arguments: String, tokens: TokenRange },
     /// The open item is whole, or will stay as it is.
@@ -37,21 +40,34 @@ pub(crate) enum Piece {
 #[derive(Debug, Clone, PartialEq)]
 struct OpenItem {
     start: u32,
-    /// The message so far; empty for a call, whose text the scanner holds.
+    kind: OpenKind,
+    /// The message or reasoning so far; empty for a call, whose text the reader holds.
     text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OpenKind {
+    Message,
+    Reasoning,
+    Call,
+}
+
+impl OpenItem {
+    fn item(&self, text: &str) -> Item {
+        match self.kind {
+            OpenKind::Message | OpenKind::Call => message(text),
+            OpenKind::Reasoning => reasoning(text),
+        }
+    }
 }
 
 /// One generation's sampled tokens, folded. Lives from its first token to its end; after an early end it is kept, so that
 /// `continue` can go on in the middle of a character or of a call.
 #[derive(Clone)]
 pub(crate) struct OutputFold {
-    language: Arc<dyn Language>,
-    stops: Vec<String>,
-    /// Names of the tools that may be called; none: calls are not looked for.
-    tools: Arc<[String]>,
+    reader: Reader,
     /// `call_{turn}_{generation}_`: what call ids begin with.
     id_prefix: String,
-    scanner: Scanner,
     open: Option<OpenItem>,
     /// White space that nothing followed yet.
     blank: String,
@@ -63,23 +79,23 @@ pub(crate) struct OutputFold {
     parked_call: Option<String>,
     ended: bool,
     sampled: u32,
+    /// Tokens of this generation's reasoning that is whole.
+    thought: u32,
+    /// Where this generation's part of the open reasoning begins.
+    thought_from: u32,
 }
 
 impl OutputFold {
-    /// The fold of a generation whose first token will be at `position`.
+    /// The fold of a generation whose first token will be at `position`; `thinking` says that its prompt has opened reasoning.
     pub(crate) fn new(
         language: Arc<dyn Language>,
-        stops: Vec<String>,
-        tools: Arc<[String]>,
+        (stops, tools, thinking): (Vec<String>, Arc<[String]>, bool),
         (turn, generation): (u32, u32),
         position: u32,
     ) -> Self {
         Self {
-            language,
-            stops,
-            tools,
+            reader: Reader::new(language, stops, tools, thinking),
             id_prefix: format!("call_{turn}_{generation}_"),
-            scanner: Scanner::default(),
             open: None,
             blank: String::new(),
             calls: 0,
@@ -88,6 +104,8 @@ impl OutputFold {
             parked_call: None,
             ended: false,
             sampled: 0,
+            thought: 0,
+            thought_from: position,
         }
     }
 
@@ -96,30 +114,32 @@ impl OutputFold {
         mut self,
         stops: Vec<String>,
         (turn, generation): (u32, u32),
+        position: u32,
         pieces: &mut Vec<Piece>,
     ) -> Self {
-        self.stops = stops;
+        self.reader.stops = stops;
         self.id_prefix = format!("call_{turn}_{generation}_");
         self.calls = 0;
         self.sampled = 0;
         self.ended = false;
-        self.scanner.go_on();
+        (self.thought, self.thought_from) = (0, position);
+        self.reader.go_on();
         if let Some(open) = &self.open
             && self.parked_call.is_none()
         {
-            pieces.push(Piece::Started { item: message(&open.text), again: true });
+            pieces.push(Piece::Started { item: open.item(&open.text), again: true });
         }
         self
     }
 
     /// Whether a stop string has appeared.
     pub(crate) fn stopped(&self) -> bool {
-        self.scanner.stopped()
+        self.reader.stopped()
     }
 
     /// Tool calls, if the generation ended here by itself: one that is open would be whole.
     pub(crate) fn calls(&self) -> u32 {
-        self.calls + u32::from(self.scanner.in_call())
+        self.calls + u32::from(self.reader.call().is_some())
     }
 
     /// Tokens folded in this generation.
@@ -132,15 +152,16 @@ impl OutputFold {
         if self.stopped() {
             return 0;
         }
-        if self.stops.is_empty() {
+        if self.reader.stops.is_empty() {
             return tokens.len();
         }
-        let (mut scanner, mut cuts) = (self.scanner.clone(), Vec::new());
-        let stops_at = tokens.iter().position(|&id| {
-            scanner.push(self.bytes_of(id, scanner.in_call()), &self.markers(), &mut cuts);
-            scanner.stopped()
-        });
-        stops_at.map_or(tokens.len(), |at| at + 1)
+        self.reader.stops_at(tokens).map_or(tokens.len(), |at| at + 1)
+    }
+
+    /// Tokens of this generation that are reasoning, marks included, if it ends at `end`.
+    pub(crate) fn reasoning(&self, end: u32) -> u32 {
+        let open = self.open.as_ref().is_some_and(|open| open.kind == OpenKind::Reasoning) || self.reader.in_thought();
+        self.thought + if open { end.saturating_sub(self.thought_from) } else { 0 }
     }
 
     /// Takes the next token.
@@ -154,17 +175,25 @@ impl OutputFold {
         self.sampled += 1;
         self.logprobs.extend(logprobs);
         let mut cuts = Vec::new();
-        let mut scanner = std::mem::take(&mut self.scanner);
-        scanner.push(self.bytes_of(id, scanner.in_call()), &self.markers(), &mut cuts);
-        self.scanner = scanner;
+        if self.reader.in_thought() && self.open.is_none() {
+            self.think(pieces);
+        }
+        self.reader.push(id, &mut cuts);
         for cut in cuts {
             match cut {
                 Cut::Text(text) => self.text(text, position, pieces),
+                Cut::ThoughtOpened => {
+                    self.blank.clear();
+                    self.done(ItemState::Complete, position, pieces);
+                    self.think(pieces);
+                }
+                Cut::Thought(text) => self.thought(text, position, pieces),
+                Cut::Ended => self.done(ItemState::Complete, position + 1, pieces),
                 Cut::CallOpened { bare } => {
                     self.blank.clear();
                     self.done(ItemState::Complete, position, pieces);
                     let start = if bare { self.uncovered } else { position };
-                    self.open = Some(OpenItem { start, text: String::new() });
+                    self.open = Some(OpenItem { start, kind: OpenKind::Call, text: String::new() });
                 }
                 Cut::CallClosed(body) => self.call(&body, ItemState::Complete, position + 1, pieces),
                 Cut::Stopped => {}
@@ -178,21 +207,23 @@ impl OutputFold {
             return;
         }
         let early = state == ItemState::Incomplete;
-        if self.scanner.in_call() {
+        if let Some(body) = self.reader.call().map(str::to_owned) {
             let start = self.open.as_ref().map_or(self.uncovered, |open| open.start);
-            let body = self.scanner.call().to_owned();
             self.call(&body, state, end, pieces);
             if early {
-                self.open = Some(OpenItem { start, text: String::new() });
+                self.open = Some(OpenItem { start, kind: OpenKind::Call, text: String::new() });
             } else {
-                self.scanner = Scanner::default();
+                self.reader.drop_call();
             }
             return;
         }
-        let held = self.scanner.end(early);
+        let held = self.reader.end(early);
         let last = end.saturating_sub(1);
-        if !held.is_empty() {
-            self.text(held, last, pieces);
+        let thinks = self.open.as_ref().is_some_and(|open| open.kind == OpenKind::Reasoning);
+        match (held.is_empty(), thinks) {
+            (true, _) => {}
+            (false, true) => self.thought(held, last, pieces),
+            (false, false) => self.text(held, last, pieces),
         }
         if self.calls == 0 && self.open.is_none() && !self.blank.is_empty() {
             let blank = std::mem::take(&mut self.blank);
@@ -203,46 +234,36 @@ impl OutputFold {
         self.open = kept;
     }
 
-    fn form(&self) -> Option<&CallForm> {
-        if self.tools.is_empty() { None } else { self.language.call_form() }
+    /// Reasoning begins: with the first token that no delta has covered.
+    fn think(&mut self, pieces: &mut Vec<Piece>) {
+        self.thought_from = self.uncovered;
+        self.open = Some(OpenItem { start: self.uncovered, kind: OpenKind::Reasoning, text: String::new() });
+        pieces.push(Piece::Started { item: reasoning(""), again: false });
     }
 
-    fn markers(&self) -> Markers<'_> {
-        Markers { stops: &self.stops, form: self.form(), tools: &self.tools }
-    }
-
-    /// A control token is text only where it opens or closes a call, or marks a part of one.
-    fn bytes_of(&self, id: TokenId, in_call: bool) -> &[u8] {
-        if !self.language.is_special(id) {
-            return self.language.token_bytes(id);
-        }
-        let Some(form) = self.form() else { return &[] };
-        if form.open_token == Some(id) {
-            return form.open.as_bytes();
-        }
-        if form.close_token == Some(id) {
-            return form.close.as_deref().unwrap_or_default().as_bytes();
-        }
-        match form.mark_tokens.iter().find(|(mark, _)| in_call && *mark == id) {
-            Some((_, text)) => text.as_bytes(),
-            None => &[],
-        }
+    fn thought(&mut self, text: String, position: u32, pieces: &mut Vec<Piece>) {
+        let Some(open) = &mut self.open else { return };
+        open.text.push_str(&text);
+        let (tokens, _) = self.cover(position + 1);
+        pieces.push(Piece::Thought { text, tokens });
     }
 
     fn text(&mut self, text: String, position: u32, pieces: &mut Vec<Piece>) {
-        if !self.tools.is_empty() && self.open.is_none() && text.trim().is_empty() {
-            self.blank.push_str(&text);
-            return;
-        }
         let text = if self.blank.is_empty() { text } else { std::mem::take(&mut self.blank) + &text };
-        self.show(text, position, pieces);
+        let mut said = text;
+        if self.reader.has_tools() {
+            self.blank = said.split_off(said.trim_end().len());
+        }
+        if !said.is_empty() {
+            self.show(said, position, pieces);
+        }
     }
 
     fn show(&mut self, text: String, position: u32, pieces: &mut Vec<Piece>) {
         let start = self.uncovered;
         let open = self.open.get_or_insert_with(|| {
             pieces.push(Piece::Started { item: message(""), again: false });
-            OpenItem { start, text: String::new() }
+            OpenItem { start, kind: OpenKind::Message, text: String::new() }
         });
         open.text.push_str(&text);
         let (tokens, logprobs) = self.cover(position + 1);
@@ -251,7 +272,7 @@ impl OutputFold {
 
     fn call(&mut self, body: &str, state: ItemState, end: u32, pieces: &mut Vec<Piece>) {
         let start = self.open.take().map_or(self.uncovered, |open| open.start);
-        let read = self.language.read_call(body);
+        let read = self.reader.read(body);
         let again = self.parked_call.take();
         let id = again.clone().unwrap_or_else(|| format!("{}{}", self.id_prefix, self.calls + 1));
         if state == ItemState::Complete {
@@ -271,9 +292,19 @@ impl OutputFold {
     }
 
     fn done(&mut self, state: ItemState, end: u32, pieces: &mut Vec<Piece>) {
+        if self.open.as_ref().is_some_and(|open| open.kind == OpenKind::Message) && !self.blank.is_empty() {
+            // No call follows: it is the message's after all.
+            let blank = std::mem::take(&mut self.blank);
+            self.show(blank, end.saturating_sub(1), pieces);
+        }
         if let Some(open) = self.open.take() {
-            let mut item = message(&open.text);
+            let mut item = open.item(&open.text);
             item.state = state;
+            if open.kind == OpenKind::Reasoning {
+                // Its end is no delta of its own: the answer's tokens begin behind it.
+                self.thought += end.saturating_sub(self.thought_from);
+                self.cover(end);
+            }
             pieces.push(Piece::Done { item, tokens: TokenRange { start: open.start, end: end.max(open.start) } });
         }
     }
@@ -295,6 +326,10 @@ impl OutputFold {
 fn message(text: &str) -> Item {
     let parts = if text.is_empty() { Vec::new() } else { vec![Part::Text(text.to_owned())] };
     Item { content: ItemContent::Message { role: Role::Assistant, parts }, state: ItemState::Complete }
+}
+
+fn reasoning(text: &str) -> Item {
+    Item { content: ItemContent::Reasoning { text: text.to_owned() }, state: ItemState::Complete }
 }
 
 fn call_item(call_id: &str, name: &str, parse_error: Option<String>, arguments: String) -> Item {

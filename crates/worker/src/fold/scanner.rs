@@ -1,8 +1,9 @@
-//! Sampled bytes to text, calls and stops: the decisions, without items.
+//! Sampled bytes to text, reasoning, calls and stops: the decisions, without items.
 //!
 //! In: bytes as they are sampled, in any pieces, and the [`Markers`] to look for. Out: [`Cut`]s, the same ones however the bytes
 //! were cut, but for where a text is divided. Text that may still become a call or a stop string is held, and no longer than
-//! that. Deliberately not here: what a call's text says (the model's), items, positions.
+//! that. Reasoning comes first or not at all: a mark later in an answer is text. Deliberately not here: what a call's text
+//! says (the model's), items, positions, and answers of several channels ([`super::channels`]).
 
 use super::bare::{BareCall, bare_call};
 use crate::language::{CallForm, CallLayout};
@@ -19,7 +20,24 @@ pub(super) struct Scanner {
     begun: bool,
     /// Of the call's object.
     object: ObjectEnd,
+    thinking: Thinking,
     stopped: bool,
+}
+
+/// How far reasoning has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Thinking {
+    /// It may yet begin.
+    #[default]
+    Ahead,
+    /// It has begun; what follows is line breaks or its first words.
+    Opened,
+    /// It has said something.
+    Said,
+    /// It has ended; line breaks that follow are its.
+    Closed,
+    /// The answer has begun.
+    Over,
 }
 
 /// What the held text is part of.
@@ -27,6 +45,8 @@ pub(super) struct Scanner {
 enum Place {
     #[default]
     Text,
+    /// Reasoning.
+    Thought,
     Call,
     /// After a call, where another may follow without being opened.
     Between,
@@ -36,6 +56,10 @@ enum Place {
 #[derive(Debug, PartialEq)]
 pub(super) enum Cut {
     Text(String),
+    ThoughtOpened,
+    Thought(String),
+    /// The message or the reasoning that is open is whole.
+    Ended,
     CallOpened {
         /// All that is held belongs to it: it began before it was known to be a call.
         bare: bool,
@@ -50,19 +74,31 @@ pub(super) struct Markers<'a> {
     /// `None` where no tools may be called.
     pub(super) form: Option<&'a CallForm>,
     pub(super) tools: &'a [String],
+    /// What opens and closes reasoning.
+    pub(super) reasoning: Option<(&'a str, &'a str)>,
 }
 
 impl Scanner {
+    /// Of an answer whose prompt has opened reasoning.
+    pub(super) fn thinking() -> Self {
+        Self { place: Place::Thought, thinking: Thinking::Opened, ..Self::default() }
+    }
+
     /// Takes bytes and decides what can be decided.
     pub(super) fn push(&mut self, bytes: &[u8], markers: &Markers<'_>, cuts: &mut Vec<Cut>) {
         self.bytes.extend_from_slice(bytes);
-        self.take_characters();
+        take_characters(&mut self.bytes, &mut self.held);
         while !self.stopped && self.step(markers, cuts) {}
     }
 
     /// Whether a stop string has appeared.
     pub(super) fn stopped(&self) -> bool {
         self.stopped
+    }
+
+    /// Whether reasoning is open.
+    pub(super) fn in_thought(&self) -> bool {
+        self.place == Place::Thought
     }
 
     /// Looks for stop strings again, after one was found.
@@ -86,36 +122,23 @@ impl Scanner {
         if !early && !self.bytes.is_empty() {
             self.bytes.clear();
             self.held.push('\u{FFFD}');
-            self.place = Place::Text;
+            self.place = if self.place == Place::Thought { Place::Thought } else { Place::Text };
         }
-        if self.place == Place::Between {
-            return String::new();
-        }
-        self.begun |= !self.held.is_empty();
-        std::mem::take(&mut self.held)
-    }
-
-    /// Moves every whole character to the held text; a byte that can begin or go on no character becomes U+FFFD.
-    fn take_characters(&mut self) {
-        loop {
-            match std::str::from_utf8(&self.bytes) {
-                Ok(text) => {
-                    self.held.push_str(text);
-                    self.bytes.clear();
-                    return;
-                }
-                Err(error) => {
-                    let valid = error.valid_up_to();
-                    self.held.push_str(&String::from_utf8_lossy(&self.bytes[..valid]));
-                    let Some(bad) = error.error_len() else {
-                        self.bytes.drain(..valid);
-                        return;
-                    };
-                    self.held.push('\u{FFFD}');
-                    self.bytes.drain(..valid + bad);
-                }
+        match self.place {
+            Place::Between => return String::new(),
+            Place::Thought => {
+                // Line breaks at its end are the mark's, if one comes.
+                let rest = self.held.split_off(self.held.trim_end_matches('\n').len());
+                let rest = if early { rest } else { String::new() };
+                return std::mem::replace(&mut self.held, rest);
             }
+            Place::Text | Place::Call => {}
         }
+        if !self.held.is_empty() {
+            self.begun = true;
+            self.thinking = Thinking::Over;
+        }
+        std::mem::take(&mut self.held)
     }
 
     /// One decision; whether another may follow.
@@ -123,7 +146,72 @@ impl Scanner {
         match (self.place, markers.form) {
             (Place::Call, Some(form)) => self.step_call(form, cuts),
             (Place::Between, Some(form)) => self.step_between(form.layout, cuts),
-            _ => self.step_text(markers, cuts),
+            (Place::Thought, _) => self.step_thought(markers, cuts),
+            _ => match self.before_text(markers, cuts) {
+                Some(decided) => decided,
+                None => self.step_text(markers, cuts),
+            },
+        }
+    }
+
+    /// Looks for reasoning before the answer, and skips the line breaks after it; whether another decision may follow, if this
+    /// is one.
+    fn before_text(&mut self, markers: &Markers<'_>, cuts: &mut Vec<Cut>) -> Option<bool> {
+        let (open, _) = markers.reasoning?;
+        match self.thinking {
+            Thinking::Ahead => {}
+            Thinking::Closed => {
+                self.held.drain(..self.held.len() - self.held.trim_start_matches('\n').len());
+                if self.held.is_empty() {
+                    return Some(false);
+                }
+                self.thinking = Thinking::Over;
+                return None;
+            }
+            Thinking::Opened | Thinking::Said | Thinking::Over => return None,
+        }
+        let blank = self.held.len() - self.held.trim_start().len();
+        let head = &self.held[blank..];
+        // A stop string that was whole before the mark was known to be one wins.
+        let stops_by = |end: usize| find_stop(&self.held[..end], markers.stops).is_some();
+        if head.starts_with(open) && !stops_by(blank + open.len()) {
+            self.held.drain(..blank + open.len());
+            self.place = Place::Thought;
+            self.thinking = Thinking::Opened;
+            cuts.push(Cut::ThoughtOpened);
+            return Some(true);
+        }
+        if open.starts_with(head) && !stops_by(self.held.len()) {
+            return Some(false);
+        }
+        self.thinking = Thinking::Over;
+        None
+    }
+
+    fn step_thought(&mut self, markers: &Markers<'_>, cuts: &mut Vec<Cut>) -> bool {
+        if self.thinking == Thinking::Opened {
+            self.held.drain(..self.held.len() - self.held.trim_start_matches('\n').len());
+        }
+        let close = markers.reasoning.map_or("", |(_, close)| close);
+        let closed = self.held.find(close).filter(|_| !close.is_empty());
+        let end = closed.unwrap_or_else(|| self.held.len() - undecided(&self.held, close));
+        let said = self.held[..end].trim_end_matches('\n').len();
+        if said > 0 {
+            self.thinking = Thinking::Said;
+            cuts.push(Cut::Thought(self.held[..said].to_owned()));
+        }
+        match closed {
+            Some(at) => {
+                self.held.drain(..at + close.len());
+                self.place = Place::Text;
+                self.thinking = Thinking::Closed;
+                cuts.push(Cut::Ended);
+                true
+            }
+            None => {
+                self.held.drain(..said);
+                false
+            }
         }
     }
 
@@ -134,9 +222,7 @@ impl Scanner {
             && !self.begun
         {
             // A stop string that was whole before the call was known to be one wins.
-            let stops_by = |end: usize| {
-                markers.stops.iter().any(|stop| self.held.find(stop.as_str()).is_some_and(|at| at + stop.len() <= end))
-            };
+            let stops_by = |end: usize| find_stop(&self.held[..end], markers.stops).is_some();
             match bare_call(form, markers.tools, &self.held) {
                 BareCall::Yes { known_at } if !stops_by(known_at) => {
                     self.open_call(true, cuts);
@@ -147,7 +233,7 @@ impl Scanner {
                 BareCall::No => self.begun = true,
             }
         }
-        let stop = markers.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
+        let stop = find_stop(&self.held, markers.stops);
         let open_at = open.and_then(|open| self.held.find(open).map(|at| (at, open.len())));
         match (stop, open_at) {
             (Some(at), open) if open.is_none_or(|(other, _)| at <= other) => {
@@ -176,8 +262,8 @@ impl Scanner {
 
     fn step_call(&mut self, form: &CallForm, cuts: &mut Vec<Cut>) -> bool {
         match (form.layout, form.close.as_deref()) {
-            (CallLayout::Enclosed, None) => false,
-            (CallLayout::Enclosed, Some(close)) => match self.held.find(close) {
+            (CallLayout::Enclosed | CallLayout::Channels, None) => false,
+            (CallLayout::Enclosed | CallLayout::Channels, Some(close)) => match self.held.find(close) {
                 Some(at) => self.close_call(at, close.len(), Place::Text, cuts),
                 None => false,
             },
@@ -254,6 +340,39 @@ impl Scanner {
     }
 }
 
+/// Moves every whole character to the text; a byte that can begin or go on no character becomes U+FFFD.
+pub(super) fn take_characters(bytes: &mut Vec<u8>, text: &mut String) {
+    loop {
+        match std::str::from_utf8(bytes) {
+            Ok(whole) => {
+                text.push_str(whole);
+                bytes.clear();
+                return;
+            }
+            Err(error) => {
+                let valid = error.valid_up_to();
+                text.push_str(&String::from_utf8_lossy(&bytes[..valid]));
+                let Some(bad) = error.error_len() else {
+                    bytes.drain(..valid);
+                    return;
+                };
+                text.push('\u{FFFD}');
+                bytes.drain(..valid + bad);
+            }
+        }
+    }
+}
+
+/// Where the first stop string begins.
+pub(super) fn find_stop(text: &str, stops: &[String]) -> Option<usize> {
+    stops.iter().filter_map(|stop| text.find(stop.as_str())).min()
+}
+
+/// Bytes at the end of a text that may become a stop string.
+pub(super) fn undecided_stop(text: &str, stops: &[String]) -> usize {
+    stops.iter().map(|stop| undecided(text, stop)).max().unwrap_or(0)
+}
+
 /// Bytes at the end of `text` that are a proper beginning of `marker`.
 fn undecided(text: &str, marker: &str) -> usize {
     marker.char_indices().map(|(at, _)| at).rev().find(|at| text.ends_with(&marker[..*at])).unwrap_or(0)
@@ -300,285 +419,5 @@ impl ObjectEnd {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use holdfast_model::ToolCallForm;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// What a whole answer became.
-    #[derive(Debug, PartialEq, Eq)]
-    enum Part {
-        Text(String),
-        Call(String),
-        /// Open when the answer ended.
-        Open(String),
-        Stopped,
-    }
-
-    const HERMES: &str = "<tool_call>";
-    const PEBBLE: &str = "pebble";
-    const MISTRAL: &str = "[TOOL_CALLS][";
-    const LLAMA: &str = "<|start_header_id|>ipython<|end_header_id|>";
-
-    fn form(template: &str) -> CallForm {
-        match template {
-            PEBBLE => CallForm { open: "<|tool_call|>".to_owned(), ..CallForm::default() },
-            known => CallForm::from(&ToolCallForm::of_template(known).unwrap()),
-        }
-    }
-
-    /// Scans the pieces to the end of the answer.
-    fn scan<'a>(template: &str, stops: &[String], pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Part> {
-        let (form, tools) = (form(template), ["look".to_owned(), "stop".to_owned()]);
-        let markers = Markers { stops, form: Some(&form), tools: &tools };
-        let (mut scanner, mut cuts) = (Scanner::default(), Vec::new());
-        for piece in pieces {
-            if !scanner.stopped() {
-                scanner.push(piece, &markers, &mut cuts);
-            }
-        }
-        let mut parts: Vec<Part> = Vec::new();
-        let text = |text: String, parts: &mut Vec<Part>| match parts.last_mut() {
-            Some(Part::Text(before)) => before.push_str(&text),
-            _ => parts.push(Part::Text(text)),
-        };
-        for cut in cuts {
-            match cut {
-                Cut::Text(more) => text(more, &mut parts),
-                Cut::CallOpened { .. } => {}
-                Cut::CallClosed(body) => parts.push(Part::Call(body)),
-                Cut::Stopped => parts.push(Part::Stopped),
-            }
-        }
-        if scanner.in_call() {
-            parts.push(Part::Open(scanner.call().to_owned()));
-        } else {
-            let rest = scanner.end(false);
-            if !rest.is_empty() {
-                text(rest, &mut parts);
-            }
-        }
-        parts
-    }
-
-    fn whole(template: &str, answer: &str) -> Vec<Part> {
-        scan(template, &[], std::iter::once(answer.as_bytes()))
-    }
-
-    fn text(text: &str) -> Part {
-        Part::Text(text.to_owned())
-    }
-
-    fn call(body: &str) -> Part {
-        Part::Call(body.to_owned())
-    }
-
-    /// Answers as models of each form give them, and what they are.
-    fn answers() -> Vec<(&'static str, &'static str, Vec<Part>)> {
-        let open = |body: &str| Part::Open(body.to_owned());
-        vec![
-            // Hermes and Qwen.
-            (
-                HERMES,
-                "Let me see.\n<tool_call>\n{\"name\": \"look\", \"arguments\": {\"at\": \"é\"}}\n</tool_call>\n<tool_call>\n{}\n</tool_call>",
-                vec![
-                    text("Let me see.\n"),
-                    call("\n{\"name\": \"look\", \"arguments\": {\"at\": \"é\"}}\n"),
-                    text("\n"),
-                    call("\n{}\n"),
-                ],
-            ),
-            (
-                HERMES,
-                "{\"name\": \"look\", \"parameters\": {}}",
-                vec![text("{\"name\": \"look\", \"parameters\": {}}")],
-            ),
-            (HERMES, "a <tool_ca", vec![text("a <tool_ca")]),
-            (HERMES, "<tool_call>{\"na", vec![open("{\"na")]),
-            // Pebble.
-            (PEBBLE, "<|tool_call|>{}{} and more", vec![open("{}{} and more")]),
-            // Mistral's arrays.
-            (
-                MISTRAL,
-                "[TOOL_CALLS] [{\"name\": \"look\", \"arguments\": {\"at\": \"}]\\\"\"}}, {\"name\": \"stop\", \"arguments\": {}}]",
-                vec![
-                    call(" [{\"name\": \"look\", \"arguments\": {\"at\": \"}]\\\"\"}}"),
-                    call("{\"name\": \"stop\", \"arguments\": {}}"),
-                ],
-            ),
-            (
-                MISTRAL,
-                "Hm.[TOOL_CALLS][{\"a\": [{}]}] Done.",
-                vec![text("Hm."), call("[{\"a\": [{}]}"), text(" Done.")],
-            ),
-            (MISTRAL, "[TOOL_CALLS][{\"a\": 1}, x", vec![call("[{\"a\": 1}"), text(", x")]),
-            (MISTRAL, "[TOOL_CALLS] none [TOOL_CALLS][{}]", vec![call(" none "), call("[{}")]),
-            (MISTRAL, "[TOOL_CALLS] I will", vec![open(" I will")]),
-            (MISTRAL, "[TOOL_CALLS][{\"a\": \"", vec![open("[{\"a\": \"")]),
-            (MISTRAL, "[TOOL] [1, 2]", vec![text("[TOOL] [1, 2]")]),
-            // Mistral's names and marks.
-            (
-                MISTRAL,
-                "[TOOL_CALLS]look[ARGS]{\"at\": {\"é\": 1}}[TOOL_CALLS]stop[CALL_ID]abcdefghi[ARGS]{}",
-                vec![call("look[ARGS]{\"at\": {\"é\": 1}}"), call("stop[CALL_ID]abcdefghi[ARGS]{}")],
-            ),
-            // Llama 3.
-            (
-                LLAMA,
-                "{\"name\": \"look\", \"parameters\": {\"at\": \"{\"}}",
-                vec![call("{\"name\": \"look\", \"parameters\": {\"at\": \"{\"}}")],
-            ),
-            (
-                LLAMA,
-                "{\"name\": \"look\", \"parameters\": {}}; {\"name\": \"new\", \"parameters\": {}};\n",
-                vec![call("{\"name\": \"look\", \"parameters\": {}}"), call("{\"name\": \"new\", \"parameters\": {}}")],
-            ),
-            (
-                LLAMA,
-                "<|python_tag|>{\"name\": \"new\", \"parameters\": {}}; {\"type\": 1}",
-                vec![call("{\"name\": \"new\", \"parameters\": {}}"), call("{\"type\": 1}")],
-            ),
-            (LLAMA, "<|python_tag|>print({}); look({})", vec![open("print({}); look({})")]),
-            (
-                LLAMA,
-                " {\"type\": \"function\", \"name\": \"stop\", \"parameters\": {}} ok",
-                vec![call(" {\"type\": \"function\", \"name\": \"stop\", \"parameters\": {}}"), text(" ok")],
-            ),
-            (
-                LLAMA,
-                "{\"name\": \"look\", \"parameters\": {\"at\"",
-                vec![open("{\"name\": \"look\", \"parameters\": {\"at\"")],
-            ),
-            (LLAMA, "{\"name\": \"Ann\", \"parameters\": {}}", vec![text("{\"name\": \"Ann\", \"parameters\": {}}")]),
-            (LLAMA, "{\"name\": \"look\", \"age\": {}}", vec![text("{\"name\": \"look\", \"age\": {}}")]),
-            (LLAMA, "{\"name\": \"look\", \"param", vec![text("{\"name\": \"look\", \"param")]),
-            (LLAMA, "{\"colour\": 1}; {\"name\": \"look\"}", vec![text("{\"colour\": 1}; {\"name\": \"look\"}")]),
-            (
-                LLAMA,
-                "So: {\"name\": \"look\", \"parameters\": {}}",
-                vec![text("So: {\"name\": \"look\", \"parameters\": {}}")],
-            ),
-        ]
-    }
-
-    #[test]
-    fn answers_become_the_same_parts_however_their_bytes_are_cut() {
-        for (template, answer, parts) in answers() {
-            assert_eq!(whole(template, answer), parts, "{answer}");
-            assert_eq!(scan(template, &[], answer.as_bytes().chunks(1)), parts, "{answer}");
-            for at in 0..answer.len() {
-                let (left, right) = answer.as_bytes().split_at(at);
-                assert_eq!(scan(template, &[], [left, right].into_iter()), parts, "{answer} at {at}");
-            }
-        }
-    }
-
-    #[test]
-    fn nothing_is_held_that_is_decided() {
-        let released = |template: &str, answer: &str| {
-            let (form, tools) = (form(template), ["look".to_owned()]);
-            let (mut scanner, mut cuts) = (Scanner::default(), Vec::new());
-            scanner.push(answer.as_bytes(), &Markers { stops: &[], form: Some(&form), tools: &tools }, &mut cuts);
-            cuts
-        };
-        let text = |text: &str| vec![Cut::Text(text.to_owned())];
-        assert_eq!(released(LLAMA, "{\"name\": \"Ann"), text("{\"name\": \"Ann"));
-        assert_eq!(released(LLAMA, "{\"name\": \"lo"), []);
-        assert_eq!(released(LLAMA, "[1"), text("[1"));
-        assert_eq!(released(LLAMA, "{\"name\": \"look\", \"parameters\": {"), [Cut::CallOpened { bare: true }]);
-        assert_eq!(released(MISTRAL, "[1] [TOOL_"), text("[1] "));
-        // A call is there as soon as its object is.
-        let calls = released(MISTRAL, "[TOOL_CALLS][{}, {");
-        assert_eq!(calls.len(), 3, "{calls:?}");
-    }
-
-    #[test]
-    fn a_stop_string_counts_until_a_call_is_known() {
-        let answer = "{\"name\": \"look\", \"parameters\": {\"name\": 1}}";
-        for (stop, parts) in [
-            ("name", vec![text("{\""), Part::Stopped]),
-            ("\": {", vec![text("{\"name\": \"look\", \"parameters"), Part::Stopped]),
-            ("{\"n", vec![Part::Stopped]),
-            (": {\"", vec![call(answer)]),
-            ("1", vec![call(answer)]),
-        ] {
-            let stops = [stop.to_owned()];
-            assert_eq!(scan(LLAMA, &stops, std::iter::once(answer.as_bytes())), parts, "{stop}");
-            assert_eq!(scan(LLAMA, &stops, answer.as_bytes().chunks(1)), parts, "{stop}");
-        }
-    }
-
-    #[test]
-    fn nothing_follows_a_stop_string_not_even_half_a_character() {
-        let stops = ["STOP".to_owned()];
-        assert_eq!(scan(HERMES, &stops, [&b"aSTOP\xC3"[..]].into_iter()), [text("a"), Part::Stopped]);
-    }
-
-    fn answer() -> impl Strategy<Value = String> {
-        let piece = prop_oneof![
-            Just("<tool_call>"),
-            Just("</tool_call>"),
-            Just("<|tool_call|>"),
-            Just("<|python_tag|>"),
-            Just("[TOOL_CALLS]"),
-            Just("[ARGS]"),
-            Just("{\"name\": \"look\", \"parameters\": {"),
-            Just("{\"name\": \"look\","),
-            Just("\"}}"),
-            Just("{"),
-            Just("}"),
-            Just("["),
-            Just("]"),
-            Just("\""),
-            Just("\\"),
-            Just(";"),
-            Just(","),
-            Just(" \n"),
-            Just("é🌊"),
-            Just("STOP"),
-            Just("a"),
-        ];
-        prop::collection::vec(piece, 0..14).prop_map(|pieces| pieces.concat())
-    }
-
-    /// A text without marks, separators and white space.
-    fn said(text: &str) -> String {
-        let marks = ["<tool_call>", "</tool_call>", "<|tool_call|>", "<|python_tag|>", "[TOOL_CALLS]"];
-        let text = marks.iter().fold(text.to_owned(), |text, mark| text.replace(mark, "\0"));
-        text.chars().filter(|c| !c.is_whitespace() && !";,]\0".contains(*c)).collect()
-    }
-
-    proptest! {
-        #[test]
-        fn no_cut_changes_what_an_answer_is(
-            template in prop::sample::select(vec![HERMES, PEBBLE, MISTRAL, LLAMA]),
-            answer in answer(),
-            stop in any::<bool>(),
-            sizes in prop::collection::vec(1_usize..9, 1..20),
-        ) {
-            let stops = if stop { vec!["STOP".to_owned()] } else { Vec::new() };
-            let one = scan(template, &stops, std::iter::once(answer.as_bytes()));
-            let mut rest = answer.as_bytes();
-            let mut pieces = Vec::new();
-            for size in sizes.iter().cycle() {
-                if rest.is_empty() {
-                    break;
-                }
-                let (piece, after) = rest.split_at((*size).min(rest.len()));
-                pieces.push(piece);
-                rest = after;
-            }
-            prop_assert_eq!(&scan(template, &stops, pieces.into_iter()), &one);
-            // Nothing is lost but what opens, closes and separates calls, and nothing is there twice.
-            if !one.contains(&Part::Stopped) {
-                let parts = one.iter().map(|part| match part {
-                    Part::Text(text) | Part::Call(text) | Part::Open(text) => text.as_str(),
-                    Part::Stopped => "",
-                });
-                prop_assert_eq!(said(&parts.collect::<Vec<_>>().join("\0")), said(&answer));
-            }
-        }
-    }
-}
+#[path = "scanner_tests.rs"]
+mod tests;

@@ -13,8 +13,8 @@ use holdfast_types::{
 };
 
 use super::output::{OutputFold, Piece};
-use super::{MarkUse, SessionFold, TurnStart};
-use crate::language::LogEnd;
+use super::{LogPlace, MarkUse, SessionFold};
+use crate::language::{LogEnd, Prompt};
 
 /// A turn that has not ended.
 #[derive(Clone)]
@@ -22,7 +22,7 @@ pub(crate) struct Progress {
     pub(crate) number: TurnNumber,
     pub(crate) request: Arc<TurnRequest>,
     /// Where it began; `None` while it waits.
-    pub(crate) start: Option<TurnStart>,
+    pub(crate) start: Option<LogPlace>,
     /// The generation that runs or comes next.
     pub(crate) generation: u32,
     /// Positions below had been computed when that generation began.
@@ -52,6 +52,11 @@ impl Progress {
     /// Whole tool calls of the running generation.
     pub(crate) fn generation_calls(&self) -> u32 {
         self.output.as_ref().map_or(0, OutputFold::calls)
+    }
+
+    /// Tokens of the running generation that are reasoning, if it ends where the log does: at `end`.
+    pub(crate) fn generation_reasoning(&self, end: u32) -> u32 {
+        self.output.as_ref().map_or(0, |output| output.reasoning(end))
     }
 
     /// Results that have arrived, by call id.
@@ -135,7 +140,7 @@ impl SessionFold {
         number: TurnNumber,
         events: &mut Vec<Event>,
     ) -> Result<(), String> {
-        let here = TurnStart { tokens: self.tokens(), items: self.items.len() as u32, end: self.end };
+        let here = LogPlace { tokens: self.tokens(), items: self.items.len() as u32, end: self.end };
         let (before, computed) = (self.last.map(|(start, _)| start), self.computed);
         let progress = self.progress.front_mut().filter(|progress| progress.number == number);
         let progress = progress.ok_or_else(|| format!("turn {} starts out of order", number.0))?;
@@ -327,23 +332,29 @@ impl SessionFold {
         let stops = progress.request.settings.stop.clone();
         match &self.parked {
             Some(parked) if progress.request.continue_last && progress.generation == 0 => {
-                Some(parked.clone().reopen(stops, names, pieces))
+                Some(parked.clone().reopen(stops, names, self.tokens(), pieces))
             }
             _ => {
                 let tools = self.config.tools.iter().map(|tool| tool.name.clone()).collect();
-                Some(OutputFold::new(language, stops, tools, names, self.tokens()))
+                let thinking = language.opens_reasoning(&Prompt::of(&self.config, &self.pinned_date));
+                Some(OutputFold::new(language, (stops, tools, thinking), names, self.tokens()))
             }
         }
     }
 
     fn finish_output(&mut self, now: TimeUs, number: TurnNumber, early: bool, events: &mut Vec<Event>) {
         let Some(mut output) = self.progress.front_mut().and_then(|progress| progress.output.take()) else { return };
-        let end = if self.end == LogEnd::Sampled { self.tokens() - 1 } else { self.tokens() };
+        let end = self.text_end();
         let state = if early { ItemState::Incomplete } else { ItemState::Complete };
         let mut pieces = Vec::new();
         output.finish(state, end, &mut pieces);
         self.take_pieces(now, number, pieces, events);
         self.parked = early.then_some(output);
+    }
+
+    /// The position behind the last token of text: a stop token is none.
+    pub(crate) fn text_end(&self) -> u32 {
+        if self.end == LogEnd::Sampled { self.tokens() - 1 } else { self.tokens() }
     }
 
     fn take_pieces(&mut self, now: TimeUs, turn: TurnNumber, pieces: Vec<Piece>, events: &mut Vec<Event>) {
@@ -359,6 +370,7 @@ impl SessionFold {
                     EventKind::ItemStarted { number, item }
                 }
                 Piece::Text { text, tokens, logprobs } => EventKind::TextDelta { item: open, text, tokens, logprobs },
+                Piece::Thought { text, tokens } => EventKind::ReasoningDelta { item: open, text, tokens },
                 Piece::Arguments { arguments, tokens } => {
                     EventKind::ToolArgumentsDelta { item: open, arguments, tokens }
                 }

@@ -139,9 +139,41 @@ impl Language for Toy {
     }
 }
 
+/// What a model says, generation by generation; a generation that is interrupted goes on with its own.
+#[derive(Default, Clone)]
+pub struct Scripts {
+    ahead: VecDeque<Vec<TokenId>>,
+    /// By the log that they follow.
+    begun: Vec<(Vec<TokenId>, Vec<TokenId>)>,
+}
+
+impl Scripts {
+    pub fn new(scripts: impl IntoIterator<Item = Vec<TokenId>>) -> Self {
+        Self { ahead: scripts.into_iter().collect(), begun: Vec::new() }
+    }
+
+    fn begin(&mut self, run: &Run) {
+        let before = run.log.len() - run.resumed as usize;
+        let before: Vec<_> = run.log[..before].iter().map(|token| token.id).collect();
+        if !self.begun.iter().any(|(log, _)| *log == before) {
+            let next = self.ahead.pop_front().expect("a script for every generation");
+            self.begun.push((before, next));
+        }
+    }
+
+    fn answer(&self, run: &Run, sampled: u32) -> TokenId {
+        let log: Vec<_> = run.log.iter().map(|token| token.id).collect();
+        let before = log.len() - run.resumed as usize;
+        let (_, script) = self.begun.iter().find(|(other, _)| *other == log[..before]).expect("begun");
+        script[(run.resumed + sampled) as usize]
+    }
+}
+
 /// One token per run and step.
 #[derive(Default)]
 pub struct ToyEngine {
+    /// What is sampled, instead of what the last item says.
+    pub scripts: Option<Scripts>,
     runs: BTreeMap<RunId, (Run, u32, bool)>,
     pub seen: Vec<Run>,
 }
@@ -156,6 +188,9 @@ impl ToyEngine {
                     !self.runs.values().any(|(other, ..)| other.sequence == run.sequence),
                     "two runs of a sequence"
                 );
+                if let Some(scripts) = self.scripts.as_mut().filter(|_| run.sample.is_some()) {
+                    scripts.begin(&run);
+                }
                 self.seen.push((*run).clone());
                 self.runs.insert(run.run, (*run, 0, false));
             }
@@ -189,6 +224,7 @@ impl ToyEngine {
 
     pub fn step(&mut self) -> Vec<EngineEffect> {
         let mut effects = Vec::new();
+        let scripts = self.scripts.as_ref();
         self.runs.retain(|&id, (run, sampled, cancelled)| {
             let len = run.log.len() as u64;
             let usage = |sampled: u32| {
@@ -212,7 +248,8 @@ impl ToyEngine {
                 effects.push(EngineEffect::Progress { run: id, done: len as u32, total: len as u32 });
             }
             let forced = sample.forced.get(*sampled as usize).copied();
-            let token = forced.unwrap_or_else(|| Self::answer(run, *sampled));
+            let said = || scripts.map_or_else(|| Self::answer(run, *sampled), |scripts| scripts.answer(run, *sampled));
+            let token = forced.unwrap_or_else(said);
             let banned = sample.params.logit_bias.iter().any(|&(id, v)| id == token && v == f32::NEG_INFINITY);
             let token = if banned { u32::from(b'!') } else { token };
             let position = len as u32 + *sampled;
@@ -286,6 +323,7 @@ pub fn speaking(toy: Toy, class: &str) -> ServedModel {
         template: Digest([3; 32]),
         numerics_class: NumericsClass::new(class),
         tools: true,
+        speech: holdfast_worker_api::ModelSpeech::default(),
         device: "toy:0".into(),
         kv_blocks: (1, 0),
         kv_bytes_per_token: 1,

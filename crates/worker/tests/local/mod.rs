@@ -52,6 +52,7 @@ pub fn worker(journal: Arc<dyn Journal>, settings: WorkerSettings) -> (LocalWork
         template,
         numerics_class: description.numerics_class.clone(),
         tools: true,
+        speech: holdfast_worker_api::ModelSpeech::default(),
         device: description.name.clone(),
         kv_blocks: (256, 0),
         kv_bytes_per_token: 1,
