@@ -25,7 +25,7 @@ fn keys(c: &mut Criterion) {
     let root = BlockKey::root(&device, 0);
     group.throughput(Throughput::Elements(u64::from(BLOCK_TOKENS)));
     group.bench_function("one block", |b| b.iter(|| root.next(&secret, &log[..BLOCK_TOKENS as usize])));
-    let kv = KvCache::new(&device);
+    let kv = KvCache::new(&device, 256);
     group.throughput(Throughput::Elements(u64::from(LOG_TOKENS)));
     group.bench_function("chain of 8,192 tokens", |b| b.iter(|| kv.chain(&log, domain())));
     group.finish();
@@ -59,7 +59,7 @@ fn pool(c: &mut Criterion) {
 
 fn cache(c: &mut Criterion) {
     let mut group = c.benchmark_group("cache of 65,536 blocks");
-    let mut kv = KvCache::new(&small_device(BLOCK_TOKENS, &[BLOCKS], 1));
+    let mut kv = KvCache::new(&small_device(BLOCK_TOKENS, &[BLOCKS], 1), 256);
     // All of it belongs to sequences at rest: the cache of a device that has been used for a while.
     let mut sequence = 0;
     while kv.counts(0).free > 0 {
@@ -79,7 +79,7 @@ fn cache(c: &mut Criterion) {
     });
 
     // Keys depend on the device alone, so another cache of the same device can make them while this one is measured.
-    let maker = KvCache::new(&small_device(BLOCK_TOKENS, &[BLOCKS], 1));
+    let maker = KvCache::new(&small_device(BLOCK_TOKENS, &[BLOCKS], 1), 256);
     group.throughput(Throughput::Elements(u64::from(NEW_TOKENS / BLOCK_TOKENS)));
     group.bench_function("evict 16 blocks for a new log of 256 tokens", |b| {
         b.iter_batched(

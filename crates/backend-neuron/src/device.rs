@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
+use holdfast_backend::pools::share_out;
 use holdfast_backend::sampler::{SlotSampler, check_mask};
 use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDirection, CopyDone, CopyTicket, StepTicket};
 use holdfast_model::{DecoderConfig, Weights};
@@ -293,19 +294,26 @@ fn describe(
         group.bytes_per_block =
             group.layers.len() as u64 * bytes_per_token_and_layer * u64::from(settings.block_tokens);
     }
-    let bytes: u64 = kv_groups.iter().map(|group| group.bytes_per_block).sum();
-    let blocks = match settings.kv {
-        KvSize::Blocks(blocks) => blocks,
-        // Ids above are kept free for scratch.
-        KvSize::Bytes(most) => u32::try_from(most / bytes).unwrap_or(u32::MAX / 2),
+    let context = settings.context.unwrap_or(u32::MAX).min(config.context_limit);
+    let mut limits =
+        StepLimits { rows: settings.max_step_rows, sequences: settings.slots, context, in_flight: settings.in_flight };
+    let is_shared_out = match settings.kv {
+        KvSize::Blocks(blocks) => {
+            kv_groups.iter_mut().for_each(|group| group.blocks = blocks);
+            true
+        }
+        // Ids above the most that it gives are kept free for scratch.
+        KvSize::Bytes(most) => share_out(&mut kv_groups, most, settings.block_tokens, limits),
     };
-    if blocks == 0 {
+    if !is_shared_out {
+        let bytes: u64 = kv_groups.iter().map(|group| group.bytes_per_block).sum();
         let rule = format!("one block of {} tokens takes {bytes} bytes", settings.block_tokens);
         return Err(NeuronError::Setting { setting: "kv_bytes", value: format!("{:?}", settings.kv), rule });
     }
-    kv_groups.iter_mut().for_each(|group| group.blocks = blocks);
-    let limit = settings.context.unwrap_or(u32::MAX).min(config.context_limit);
-    let context = limit.min(blocks.saturating_mul(settings.block_tokens));
+    // Behind a window blocks come back, so only a group without one bounds the context.
+    let unbounded = kv_groups.iter().filter(|group| group.window.is_none());
+    let held = unbounded.map(|group| group.blocks.saturating_mul(settings.block_tokens)).min();
+    limits.context = limits.context.min(held.unwrap_or(u32::MAX));
     let threads = if settings.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", settings.threads) };
     Ok(DeviceDescription {
         name: format!("neuron:{} (cpu, {threads})", settings.ordinal),
@@ -316,12 +324,7 @@ fn describe(
         block_tokens: settings.block_tokens,
         kv_groups,
         slots: settings.slots,
-        limits: StepLimits {
-            rows: settings.max_step_rows,
-            sequences: settings.slots,
-            context,
-            in_flight: settings.in_flight,
-        },
+        limits,
         vocab_size: config.vocab_size,
         precisions: vec![precision],
         price_usd_per_hour: settings.price_usd_per_hour,

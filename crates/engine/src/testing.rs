@@ -1,10 +1,11 @@
 //! A device for tests and simulations whose tokens depend on every cell of KV that they are allowed to see.
 //!
 //! In: the same plans as any device. Out: tokens. A cell holds (token, position, precision) and a hash chained from the cell before
-//! it, read through the block table at the moment of computing; a sampled row hashes every visible cell of every KV group
-//! through the block table into its logits and draws with the shared sampler. So a block that was evicted too early, a table
-//! entry that was not sent, a copy that was forgotten or a row that was skipped changes the tokens. [`expected_tokens`] says
-//! what a run must sample, from its log alone, without blocks.
+//! it and from the oldest that its row sees, read through the block table at the moment of computing; a sampled row hashes
+//! every visible cell of every KV group through the block table into its logits and draws with the shared sampler. So a
+//! block that was evicted too early or passed before its window had gone by, a table entry that was not sent, a copy that was
+//! forgotten or a row that was skipped changes the tokens. [`expected_tokens`] says what a run must sample, from its log
+//! alone, without blocks.
 //!
 //! It is strict: a plan that a careful device would reject is rejected. It is deterministic, and fails on demand ([`Faults`]).
 //! Deliberately not here: a model. Nothing on a product path uses this module.
@@ -93,9 +94,10 @@ struct Cell {
 }
 
 impl Cell {
-    fn new(group: usize, before: Option<&Cell>, token: LogToken, position: u32) -> Self {
-        let seed = before.map_or(group as u64, |before| before.digest());
-        let cell = Self { chain: seed, token: token.id, position, precision: token.precision.code() };
+    /// `seen` are the cells before it that its row sees: the one just before, and the oldest.
+    fn new(group: usize, seen: Option<[&Cell; 2]>, token: LogToken, position: u32) -> Self {
+        let chain = seen.map_or(group as u64, |[before, oldest]| before.digest() ^ oldest.digest().rotate_left(32));
+        let cell = Self { chain, token: token.id, position, precision: token.precision.code() };
         Self { chain: cell.digest(), ..cell }
     }
 
@@ -211,7 +213,11 @@ impl TokenBackend {
             self.check_sequence(sequence, slot)?;
             let end = sequence.start + sequence.inputs.len() as u32;
             let entries = sequence.start / self.description.block_tokens..=(end - 1) / self.description.block_tokens;
-            for (group, table) in (0_u16..).zip(&slot.tables) {
+            for ((group, table), shape) in (0_u16..).zip(&slot.tables).zip(&self.description.kv_groups) {
+                let first = first_visible(sequence.start, shape.window) / self.description.block_tokens;
+                let unset =
+                    (first..*entries.start()).find(|entry| table.get(*entry as usize).copied().flatten().is_none());
+                require(unset.is_none(), || format!("{:?} sees entry {unset:?}, which is not set", sequence.slot))?;
                 for entry in entries.clone() {
                     let Some(block) = table.get(entry as usize).copied().flatten() else {
                         return Err(rejected(format!("{:?} has no block for entry {entry}", sequence.slot)));
@@ -277,8 +283,10 @@ impl TokenBackend {
             };
             let token = LogToken { id, precision: sequence.precision };
             for (group, cells) in self.cells.iter_mut().enumerate() {
-                let before = position.checked_sub(1).and_then(|position| at(&slot.tables[group], position));
-                let cell = Cell::new(group, before.map(|before| &cells[before]), token, position);
+                let first = first_visible(position, self.description.kv_groups[group].window);
+                let cell_at = |position| Some(&cells[at(&slot.tables[group], position)?]);
+                let seen = if first < position { Some([cell_at(position - 1)?, cell_at(first)?]) } else { None };
+                let cell = Cell::new(group, seen, token, position);
                 cells[at(&slot.tables[group], position)?] = cell;
             }
             let Some(request) = requests.next_if(|request| request.row == row) else { continue };
@@ -432,10 +440,14 @@ pub fn expected_tokens(device: &DeviceDescription, run: &Run, context: u32) -> R
     while tokens.len() < sample.max_tokens as usize && log.len() < context as usize {
         let mut hash = 0;
         for (group, cells) in cells.iter_mut().enumerate() {
+            let window = device.kv_groups[group].window;
             for (position, token) in (0_u32..).zip(&log).skip(cells.len()) {
-                cells.push(Cell::new(group, cells.last(), *token, position));
+                let first = first_visible(position, window);
+                let seen = (first < position).then(|| [&cells[position as usize - 1], &cells[first as usize]]);
+                let cell = Cell::new(group, seen, *token, position);
+                cells.push(cell);
             }
-            let first = first_visible(log.len() as u32 - 1, device.kv_groups[group].window);
+            let first = first_visible(log.len() as u32 - 1, window);
             hash = see(hash, cells[first as usize..].iter().copied());
         }
         let mask = sample.forced.get(tokens.len()).map(|token| TokenMask::Only(vec![*token]));

@@ -14,9 +14,8 @@ use proptest::prelude::*;
 #[derive(Debug, Clone)]
 struct World {
     block_tokens: u32,
-    /// Blocks beyond what the longest log needs.
-    spare: Vec<u32>,
-    window: Option<u32>,
+    /// Per KV group: its window, and its blocks beyond what the longest log needs, or beyond the window.
+    groups: Vec<(Option<u32>, u32)>,
     slots: u32,
     rows: u32,
     sequences: u32,
@@ -58,14 +57,13 @@ fn turn() -> impl Strategy<Value = TurnPlan> {
 fn world(talks: impl Into<prop::collection::SizeRange>) -> impl Strategy<Value = World> {
     let talk = (0_u32..20, 0_u64..4, 0_u32..3, prop::collection::vec(turn(), 1..4))
         .prop_map(|(arrives, flow, family, turns)| Talk { arrives, flow, family, turns });
-    let shape = (1_u32..7, prop::collection::vec(0_u32..12, 1..3), prop::option::of(1_u32..20));
+    let shape = (1_u32..7, prop::collection::vec((prop::option::of(1_u32..20), 0_u32..12), 1..4));
     let limits = (1_u32..9, 1_u32..40, 1_u32..9, 1_u32..20);
     let fault = (0_u32..40, any::<bool>(), 0_u8..2);
     (shape, limits, prop::collection::vec(talk, talks), prop::collection::vec(fault, 0..3)).prop_map(
-        |((block_tokens, spare, window), (slots, rows, sequences, chunk), talks, faults)| World {
+        |((block_tokens, groups), (slots, rows, sequences, chunk), talks, faults)| World {
             block_tokens,
-            spare,
-            window,
+            groups,
             slots,
             rows,
             sequences,
@@ -99,11 +97,15 @@ fn play(world: &World) -> Host {
     let longest =
         world.talks.iter().map(|talk| talk.turns.iter().map(|t| t.new_tokens + t.max_tokens).sum::<u32>()).max();
     let least = longest.unwrap_or(1).div_ceil(world.block_tokens);
-    let blocks: Vec<u32> = world.spare.iter().map(|spare| least + spare).collect();
+    let window_blocks = |window: u32| (window - 1).div_ceil(world.block_tokens) + 1;
+    let blocks = world.groups.iter().map(|(window, spare)| window.map_or(least, window_blocks) + spare);
+    let blocks: Vec<u32> = blocks.collect();
     let mut device = small_device(world.block_tokens, &blocks, world.slots);
     device.limits.rows = world.rows;
     device.limits.sequences = world.sequences;
-    device.kv_groups[0].window = world.window;
+    for (group, (window, _)) in device.kv_groups.iter_mut().zip(&world.groups) {
+        group.window = *window;
+    }
     let mut host = Host::new(device, config(world.chunk));
     for &(steps, at_submit, kind) in &world.faults {
         let error =
@@ -219,8 +221,7 @@ fn the_worlds_are_hard() {
         (0..12).map(|i| Talk { arrives: i, flow: u64::from(i), family: i % 3, turns: turns(9 + i % 4) }).collect();
     let world = World {
         block_tokens: 4,
-        spare: vec![3, 1],
-        window: Some(6),
+        groups: vec![(None, 3), (Some(6), 24)],
         slots: 6,
         rows: 30,
         sequences: 6,

@@ -214,7 +214,8 @@ fn start_device(
     let handle = EngineThread::start(&format!("engine-{place}"), engine, Arc::clone(clock), port.engine_sink())?;
     let text = model.text();
     let (weights, tokenizer, template) = text.revision();
-    let group = description.kv_groups.first().context("a device without KV groups")?;
+    let kv_blocks = description.kv_groups.iter().map(|group| group.blocks).sum();
+    let block_bytes: u64 = description.kv_groups.iter().map(|group| group.bytes_per_block).sum();
     let info = ModelInfo {
         name,
         architecture: model.config().architecture.clone(),
@@ -228,11 +229,11 @@ fn start_device(
         tools: text.tool_form().is_some(),
         speech: holdfast_worker::speech_of(text),
         device: description.name.clone(),
-        kv_blocks: (group.blocks, 0),
-        kv_bytes_per_token: group.bytes_per_block / u64::from(description.block_tokens),
+        kv_blocks: (kv_blocks, 0),
+        kv_bytes_per_token: block_bytes / u64::from(description.block_tokens),
         is_default: place == 0,
     };
-    tracing::info!(model = info.name, device = info.device, context_limit, kv_blocks = group.blocks, "serving");
+    tracing::info!(model = info.name, device = info.device, context_limit, kv_blocks, "serving");
     let (commands, blocks) = (handle.clone(), handle.clone());
     let device = Device {
         info,

@@ -43,7 +43,7 @@ impl KvCache {
             }
         };
         let mut owned_once = std::collections::HashSet::new();
-        let private = holdings.iter().flat_map(|holding| holding.tables[g].iter().skip(holding.sealed as usize));
+        let private = holdings.iter().flat_map(|holding| holding.tables[g].since(holding.sealed).1);
         let resting = self.tails.values().map(|tail| &tail.blocks[g]);
         let reserved = growths.iter().flat_map(|growth| growth.blocks(g));
         let single = private
@@ -57,11 +57,15 @@ impl KvCache {
             }
         }
         for holding in holdings {
-            if holding.tables[g].len() > holding.sealed as usize + 1 {
-                problems.push(format!("group {g}: {:?} has more than one private block", holding.sequence));
+            let (table, sees_from) = (&holding.tables[g], group.sight.first(holding.sealed));
+            if table.end() < holding.sealed || table.end() > holding.sealed + 1 {
+                problems.push(format!("group {g}: {:?} has not one private block or none", holding.sequence));
             }
-            let held = holding.tables[g].iter().take(holding.sealed as usize);
-            for (depth, &block) in (0..).zip(held) {
+            if table.first != sees_from {
+                let held = table.first;
+                problems.push(format!("group {g}: {:?} holds from {held} on, it sees {sees_from}", holding.sequence));
+            }
+            for (depth, &block) in (table.first..).zip(&table.blocks[..table.before(holding.sealed)]) {
                 problems.extend(claim(block, BlockState::Resident { refs: 0 }));
                 let keyed = self.lookup(g, &holding.chain, depth).map(|resident| resident.block);
                 if keyed != Some(block) {
@@ -84,13 +88,16 @@ impl KvCache {
         }
     }
 
-    /// Parents outlive children, and exactly what nobody holds can be evicted.
+    /// Parents outlive children where there is no window, tails have what they see, and exactly what nobody holds can be evicted.
     fn audit_index(&self, g: usize, problems: &mut Vec<String>) {
         let group = &self.groups[g];
         for (key, resident) in group.index.iter() {
             let BlockState::Resident { refs } = group.pool.state(resident.block) else { continue };
             if group.index.is_evictable(resident) != (refs == 0) {
                 problems.push(format!("group {g}: {key:?} has {refs} holders and the wrong place in the order"));
+            }
+            if !group.sight.is_full() {
+                continue;
             }
             match group.index.get(&resident.parent) {
                 None if resident.depth == 0 && resident.parent == self.roots[g] => {}
@@ -105,10 +112,19 @@ impl KvCache {
             }
         }
         for tail in self.tails.values() {
-            let parent = group.index.get(&tail.parents[g]);
-            let rooted = tail.depth == 0 && tail.parents[g] == self.roots[g];
-            if !rooted && parent.is_none_or(|parent| parent.depth + 1 != tail.depth) {
-                problems.push(format!("group {g}: a tail at depth {} rests without its parent", tail.depth));
+            let mut key = tail.parents[g];
+            if tail.depth == 0 && key != self.roots[g] {
+                problems.push(format!("group {g}: a tail at the start hangs on {key:?}"));
+            }
+            for depth in (group.sight.first(tail.depth)..tail.depth).rev() {
+                let Some(resident) = group.index.get(&key).filter(|resident| resident.depth == depth) else {
+                    problems.push(format!("group {g}: a tail at depth {} rests without block {depth}", tail.depth));
+                    break;
+                };
+                if group.index.is_evictable(resident) && resident.last_use < tail.last_use {
+                    problems.push(format!("group {g}: block {depth} would be evicted before the tail that sees it"));
+                }
+                key = resident.parent;
             }
         }
         let cached = group.pool.counts().cached;

@@ -1,28 +1,34 @@
-//! The KV cache of one device: pools and indexes of all its groups moving in step, and the tails of sequences at rest.
+//! The KV cache of one device: pools and indexes of all its groups, and the tails of sequences at rest.
 //!
 //! In: a sequence's log when it starts ([`KvCache::attach`]), the blocks that its next step needs ([`KvCache::reserve`], then
 //! [`KvCache::commit`] or [`KvCache::cancel`]), what it has computed ([`KvCache::seal`]), its end ([`KvCache::release`]). Out: its block
 //! tables, in its [`Holding`]. Deliberately not here: when any of this is done (the scheduler).
 //!
-//! - Block i of every group holds positions `i * block_tokens..`; a prefix counts as found when every group has it. Blocks
-//!   behind a sliding window are kept like all others: they stay useful to whoever starts from there.
+//! - Block i of every group holds positions `i * block_tokens..`. A group with a sliding window lets go of a block as soon as the
+//!   sequence has passed it; every block is keyed all the same, so the chains of all groups are equally long.
+//! - A prefix of k full blocks is found when every group without a window has all of them, and every group with one has those
+//!   before block k that it still sees (`sight.rs`). Where a window's blocks are gone, a shorter prefix may be found, or none.
+//! - What was passed stays resident until it is evicted, and goes before what sequences at rest will go on from, unless it turned
+//!   out to be shared: whoever starts with the same prompt goes on from there (`index.rs`).
 //! - Two sequences that compute the same block at the same time end up with one: who seals second drops its copy and takes the
 //!   resident one, which is the same bit for bit (kernels are batch-invariant).
 //! - A partial tail has one writer and no key. At rest it stays on the device, matched by the longest common prefix of tokens
 //!   when its sequence comes back.
 //! - A *transient* sequence will not come back. It renews the recency of no block, and what it alone has used is older than
 //!   everything else: it is evicted before any block of another.
+//!
+//! What a sequence takes of a group with a window is bounded however long it gets, so such a group limits the context only when its
+//! pool is smaller than a window; a pool that is only a little larger limits the rows of a step ([`KvCache::step_rows`]).
 
 use std::collections::HashMap;
 
-use holdfast_types::{BlockId, BlockMove, DeviceDescription, LogToken, SequenceId};
+use holdfast_types::{BlockId, DeviceDescription, KvGroup, LogToken, SequenceId};
 
+use crate::sight::Sight;
 use crate::{
-    BlockKey, BlockPool, BlockState, Chain, ChainDomain, Evictable, PoolCounts, Reservation, ResidencyIndex, Resident,
+    BlockKey, BlockPool, BlockState, Chain, ChainDomain, Evictable, Found, Growth, Holding, LastUse, PoolCounts,
+    Replaced, ResidencyIndex, Resident, Shortage, Table,
 };
-
-/// Recency of what only transient sequences have used: older than every release, which are counted from 1.
-const NEVER_USED: u64 = 0;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -31,6 +37,9 @@ pub struct KvCache {
     pub(crate) roots: Vec<BlockKey>,
     pub(crate) groups: Vec<Group>,
     pub(crate) tails: HashMap<SequenceId, Tail>,
+    /// The group that knows who computed what: it looks back furthest.
+    witness: usize,
+    step_rows: u32,
     /// Counts releases: the time that recency is measured in.
     pub(crate) tick: u64,
 }
@@ -39,6 +48,7 @@ pub struct KvCache {
 pub(crate) struct Group {
     pub(crate) pool: BlockPool,
     pub(crate) index: ResidencyIndex,
+    pub(crate) sight: Sight,
     bytes_per_block: u64,
 }
 
@@ -49,120 +59,24 @@ pub(crate) struct Tail {
     pub(crate) blocks: Vec<BlockId>,
     pub(crate) tokens: Vec<LogToken>,
     pub(crate) depth: u32,
-    pub(crate) tick: u64,
-}
-
-/// The blocks that one running sequence holds. Made by [`KvCache::attach`], given back to [`KvCache::release`].
-///
-/// Per group, table entries `0..sealed` are resident blocks that it holds a reference to; at most one more is private to it.
-#[derive(Debug)]
-#[must_use = "a holding is released"]
-pub struct Holding {
-    pub(crate) sequence: SequenceId,
-    pub(crate) chain: Chain,
-    pub(crate) tables: Vec<Vec<BlockId>>,
-    pub(crate) sealed: u32,
-    /// Resident blocks, one per group, whose copy will be the next private block.
-    pub(crate) source: Option<Vec<BlockId>>,
-    /// Its blocks are as good as gone once it lets go of them.
-    pub(crate) transient: bool,
-}
-
-impl Holding {
-    /// Marks the sequence as one that will not come back: what it leaves behind goes before anything else.
-    pub fn into_transient(mut self) -> Self {
-        self.transient = true;
-        self
-    }
-
-    /// The block table of a group.
-    pub fn table(&self, group: usize) -> &[BlockId] {
-        &self.tables[group]
-    }
-
-    /// The keys of its full blocks.
-    pub fn into_chain(self) -> Chain {
-        self.chain
-    }
-
-    /// Copies that the step which uses `growth` has to make first.
-    pub fn copies(&self, growth: &Growth) -> Vec<BlockMove> {
-        let sources = self.source.iter().flatten();
-        let into = growth.0.iter().filter_map(|reservation| reservation.blocks().first());
-        let pairs = (0_u16..).zip(sources.zip(into));
-        pairs.map(|(group, (&from, &to))| BlockMove { group, from, to }).collect()
-    }
-}
-
-/// Blocks reserved in every group for the next step of one sequence.
-#[derive(Debug)]
-#[must_use = "a growth is committed or cancelled"]
-pub struct Growth(pub(crate) Vec<Reservation>);
-
-impl Growth {
-    /// The new blocks of a group, in table order.
-    pub fn blocks(&self, group: usize) -> &[BlockId] {
-        self.0[group].blocks()
-    }
-}
-
-/// What was found of a log.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Found {
-    /// Tokens from the start of the log whose KV is there.
-    pub tokens: u32,
-    /// Who computed them, in order of position; the last span ends at `tokens`.
-    pub spans: Vec<FoundSpan>,
-}
-
-impl Found {
-    fn push(&mut self, until: u32, computed_by: SequenceId) {
-        self.tokens = until;
-        match self.spans.last_mut() {
-            Some(last) if last.computed_by == computed_by => last.until = until,
-            _ => self.spans.push(FoundSpan { until, computed_by }),
-        }
-    }
-}
-
-/// Consecutive found tokens that one sequence computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FoundSpan {
-    /// The span ends before this position.
-    pub until: u32,
-    /// Whose rows filled these blocks.
-    pub computed_by: SequenceId,
-}
-
-/// A reservation does not fit, even when everything that nobody holds is evicted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("KV group {group} needs {needed} more blocks, {available} are free or evictable")]
-pub struct Shortage {
-    /// The first group that falls short.
-    pub group: usize,
-    /// Blocks asked for.
-    pub needed: u32,
-    /// Blocks free or evictable.
-    pub available: u32,
-}
-
-/// A table entry that changed because the same block was resident already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Replaced {
-    /// KV group.
-    pub group: usize,
-    /// Table entry.
-    pub index: u32,
-    /// The resident block.
-    pub block: BlockId,
+    pub(crate) last_use: LastUse,
 }
 
 impl KvCache {
-    /// An empty cache for a device.
-    pub fn new(device: &DeviceDescription) -> Self {
+    /// An empty cache for a device, of whose steps one sequence takes at most `rows_max` rows.
+    pub fn new(device: &DeviceDescription, rows_max: u32) -> Self {
         assert!(device.block_tokens > 0 && !device.kv_groups.is_empty(), "a device has blocks");
+        let block_tokens = device.block_tokens;
+        let context_blocks = device.limits.context.div_ceil(block_tokens);
+        let sight = |group: &KvGroup| Sight::new(group.window, block_tokens);
+        // A pool that does not hold a whole context lives on what passes behind the window.
+        let tight = device.kv_groups.iter().filter(|group| group.blocks < context_blocks);
+        let rows = tight.filter_map(|group| sight(group).rows(group.blocks, block_tokens)).min();
+        let step_rows = rows_max.min(device.limits.rows).min(rows.unwrap_or(u32::MAX)).max(1);
+        let furthest = |(_, group): &(usize, &KvGroup)| group.window.unwrap_or(u32::MAX);
+        let witness = device.kv_groups.iter().enumerate().rev().max_by_key(furthest).map_or(0, |(g, _)| g);
         Self {
-            block_tokens: device.block_tokens,
+            block_tokens,
             roots: (0_u16..).take(device.kv_groups.len()).map(|group| BlockKey::root(device, group)).collect(),
             groups: device
                 .kv_groups
@@ -170,10 +84,13 @@ impl KvCache {
                 .map(|group| Group {
                     pool: BlockPool::new(group.blocks),
                     index: ResidencyIndex::default(),
+                    sight: sight(group),
                     bytes_per_block: group.bytes_per_block,
                 })
                 .collect(),
             tails: HashMap::new(),
+            witness,
+            step_rows,
             tick: 0,
         }
     }
@@ -195,16 +112,26 @@ impl KvCache {
         self.groups[group].pool.counts()
     }
 
-    /// Longest log, in tokens, that the pools hold when nothing else does.
+    /// Longest log, in tokens, that can be computed when nothing else is there. No limit comes from a group whose pool holds its
+    /// window and one block more.
     pub fn capacity_tokens(&self) -> u32 {
-        let blocks = self.groups.iter().map(|group| group.pool.counts().total).min().unwrap_or(0);
-        blocks.saturating_mul(self.block_tokens)
+        let capacity = |group: &Group| {
+            let blocks = group.pool.counts().total;
+            let slides = group.sight.rows(blocks, self.block_tokens).is_some();
+            if slides { u32::MAX } else { blocks.saturating_mul(self.block_tokens) }
+        };
+        self.groups.iter().map(capacity).min().unwrap_or(0)
+    }
+
+    /// Most rows that one sequence may take of a step.
+    pub fn step_rows(&self) -> u32 {
+        self.step_rows
     }
 
     /// Bytes of device memory that a holding's blocks take. A block held by several counts for each.
     pub fn bytes(&self, holding: &Holding) -> u64 {
         let tables = self.groups.iter().zip(&holding.tables);
-        tables.map(|(group, table)| table.len() as u64 * group.bytes_per_block).sum()
+        tables.map(|(group, table)| table.blocks.len() as u64 * group.bytes_per_block).sum()
     }
 
     /// Free and evictable blocks of a group.
@@ -214,20 +141,30 @@ impl KvCache {
 
     /// Blocks that a log of `tokens` tokens with these keys would take from [`KvCache::available`], group by group. Errs on the
     /// high side: a resting tail and a copied block are counted as new ones. Looks only for where what is there ends: whoever
-    /// holds a block holds all before it.
+    /// holds a block of a group without a window holds all before it.
     pub fn demand(&self, chain: &Chain, tokens: u32) -> impl Iterator<Item = u32> {
-        let found = self.found_blocks(chain, tokens) as usize;
-        let new = self.blocks_for(tokens) + u32::from(tokens.is_multiple_of(self.block_tokens));
+        let found = self.found_blocks(chain, tokens);
+        let copied = u32::from(tokens.is_multiple_of(self.block_tokens));
+        let new = self.blocks_for(tokens) + copied - found;
         self.groups.iter().enumerate().map(move |(g, group)| {
-            let held = chain.full(g)[..found].partition_point(|key| group.index.is_held(key));
-            new - held as u32
+            let seen = &chain.full(g)[group.sight.first(found) as usize..found as usize];
+            let held = if group.sight.is_full() {
+                seen.partition_point(|key| group.index.is_held(key))
+            } else {
+                seen.iter().filter(|key| group.index.is_held(key)).count()
+            };
+            new.min(self.most(group).saturating_add(copied)) + (seen.len() - held) as u32
         })
     }
 
-    /// Blocks that a holding still takes to reach `tokens` tokens, group by group.
+    /// Blocks that a holding still takes to reach `tokens` tokens, group by group. What passes behind a window comes back, but for
+    /// what the sequence found when it began, which others may hold as well.
     pub fn missing(&self, holding: &Holding, tokens: u32) -> impl Iterator<Item = u32> {
-        let blocks = self.blocks_for(tokens);
-        holding.tables.iter().map(move |table| blocks.saturating_sub(table.len() as u32))
+        let attached = holding.attached;
+        self.groups.iter().zip(&holding.tables).zip(self.growth(holding, tokens)).map(move |((group, table), new)| {
+            let own = table.end() - attached.clamp(table.first, table.end());
+            new.min(self.most(group).saturating_sub(own))
+        })
     }
 
     /// Takes hold of everything that is there of a log: the resident blocks of its chain, then the sequence's own resting tail,
@@ -240,23 +177,32 @@ impl KvCache {
         let limit = (log.len() as u32).saturating_sub(1);
         let mut found = Found::default();
         let full = self.found_blocks(&chain, log.len() as u32);
-        let mut tables = vec![Vec::with_capacity(log.len() / self.block_tokens as usize + 1); self.groups.len()];
-        for index in 0..full {
-            for (g, table) in tables.iter_mut().enumerate() {
+        let mut tables = Vec::with_capacity(self.groups.len());
+        for g in 0..self.groups.len() {
+            let sight = self.groups[g].sight;
+            let most = (log.len() as u32 / self.block_tokens + 1).min(sight.most(self.step_rows, self.block_tokens));
+            let mut table = Table { first: sight.first(full), blocks: Vec::with_capacity(most as usize) };
+            for index in table.first..full {
                 let resident = self.hold(g, &chain, index);
-                table.push(resident.block);
-                if g == 0 {
+                table.blocks.push(resident.block);
+                if g == self.witness {
                     found.push((index + 1) * self.block_tokens, resident.computed_by);
                 }
             }
+            tables.push(table);
+        }
+        if found.tokens < full * self.block_tokens {
+            // The row that comes next sees nothing before itself, in any group.
+            found.push(full * self.block_tokens, sequence);
         }
         let rest = &log[(full * self.block_tokens) as usize..limit as usize];
         let covered = !rest.is_empty() && (0..self.groups.len()).all(|g| self.lookup(g, &chain, full).is_some());
-        let mut holding = Holding { sequence, chain, tables, sealed: full, source: None, transient: false };
-        if covered && self.has_room_for_a_copy(log.len() as u32) {
+        let mut holding =
+            Holding { sequence, chain, tables, sealed: full, attached: full, source: None, transient: false };
+        if covered && self.has_room_for_a_copy(full) {
             self.drop_tail(sequence);
             let residents: Vec<Resident> = (0..self.groups.len()).map(|g| self.hold(g, &holding.chain, full)).collect();
-            found.push(limit, residents[0].computed_by);
+            found.push(limit, residents[self.witness].computed_by);
             holding.source = Some(residents.iter().map(|resident| resident.block).collect());
         } else {
             let matched = self.take_tail(&mut holding, rest);
@@ -272,15 +218,15 @@ impl KvCache {
     /// # Errors
     /// [`Shortage`] when it does not fit; nothing was evicted then.
     pub fn reserve(&mut self, holding: &Holding, tokens: u32) -> Result<Growth, Shortage> {
-        let missing: Vec<u32> = self.missing(holding, tokens).collect();
-        for (group, &needed) in missing.iter().enumerate() {
+        let growth: Vec<u32> = self.growth(holding, tokens).collect();
+        for (group, &needed) in growth.iter().enumerate() {
             let available = self.available(group);
             if needed > available {
                 return Err(Shortage { group, needed, available });
             }
         }
-        let mut reservations = Vec::with_capacity(missing.len());
-        for (g, needed) in missing.into_iter().enumerate() {
+        let mut reservations = Vec::with_capacity(growth.len());
+        for (g, needed) in growth.into_iter().enumerate() {
             while self.groups[g].pool.free() < needed {
                 self.evict_next(g);
             }
@@ -293,7 +239,7 @@ impl KvCache {
     /// The step happened: the reserved blocks join the holding's tables, copies are made.
     pub fn commit(&mut self, holding: &mut Holding, growth: Growth) {
         for (g, reservation) in growth.0.into_iter().enumerate() {
-            holding.tables[g].extend(self.groups[g].pool.commit(reservation));
+            holding.tables[g].blocks.extend(self.groups[g].pool.commit(reservation));
         }
         self.drop_source(holding);
     }
@@ -305,8 +251,8 @@ impl KvCache {
         }
     }
 
-    /// Makes the blocks resident that are full now that `computed` tokens of `log` are computed. Returns the table entries that
-    /// were replaced by a block that was resident already.
+    /// Makes the blocks resident that are full now that `computed` tokens of `log` are computed, and lets go of those that are behind
+    /// a window now. Returns the entries, of those that are left, that were replaced by a block that was resident already.
     pub fn seal(&mut self, holding: &mut Holding, log: &[LogToken], computed: u32) -> Vec<Replaced> {
         let mut replaced = Vec::new();
         let full = computed / self.block_tokens;
@@ -316,7 +262,8 @@ impl KvCache {
                 let (Some(key), Some(parent)) = (holding.chain.key(g, depth), holding.chain.parent(g, depth)) else {
                     panic!("the chain covers what is computed")
                 };
-                let entry = &mut holding.tables[g][depth as usize];
+                let table = &mut holding.tables[g];
+                let entry = &mut table.blocks[(depth - table.first) as usize];
                 if let Some(resident) = group.index.get(&key) {
                     let block = resident.block;
                     if group.pool.retain(block) {
@@ -326,13 +273,16 @@ impl KvCache {
                     replaced.push(Replaced { group: g, index: depth, block });
                 } else {
                     group.pool.publish(*entry);
-                    let (block, last_use) = (*entry, if holding.transient { NEVER_USED } else { self.tick });
-                    let computed_by = holding.sequence;
-                    group.index.insert(key, Resident { block, parent, depth, computed_by, last_use });
+                    let last_use = if holding.transient { LastUse::Transient } else { LastUse::Kept(self.tick) };
+                    let (block, computed_by) = (*entry, holding.sequence);
+                    let resident = Resident { block, parent, depth, computed_by, is_shared: false, last_use };
+                    group.index.insert(key, resident);
                 }
             }
         }
         holding.sealed = holding.sealed.max(full);
+        self.pass(holding);
+        replaced.retain(|replaced| replaced.index >= holding.tables[replaced.group].first);
         replaced
     }
 
@@ -340,18 +290,16 @@ impl KvCache {
     /// partial block, with the tokens of `log` up to `computed`.
     pub fn release(&mut self, mut holding: Holding, log: &[LogToken], computed: u32) -> Chain {
         self.tick += 1;
-        let tick = if holding.transient { NEVER_USED } else { self.tick };
+        let last_use = if holding.transient { LastUse::Transient } else { LastUse::Kept(self.tick) };
         self.drop_source(&mut holding);
         for (g, group) in self.groups.iter_mut().enumerate() {
-            for depth in 0..holding.sealed {
-                let Some(key) = holding.chain.key(g, depth) else { panic!("sealed blocks are keyed") };
-                let was_last = group.pool.release(holding.tables[g][depth as usize]);
-                group.index.let_go(&key, tick, was_last);
+            let table = &holding.tables[g];
+            for (depth, &block) in (table.first..).zip(&table.blocks[..table.before(holding.sealed)]) {
+                group.let_go(&holding, g, depth, block, last_use);
             }
         }
         let tokens = &log[(holding.sealed * self.block_tokens) as usize..computed as usize];
-        let private: Option<Vec<BlockId>> =
-            holding.tables.iter().map(|table| table.get(holding.sealed as usize).copied()).collect();
+        let private: Option<Vec<BlockId>> = holding.tables.iter().map(|table| table.get(holding.sealed)).collect();
         if let Some(blocks) = private {
             let depth = holding.sealed;
             if tokens.is_empty() {
@@ -359,10 +307,10 @@ impl KvCache {
             } else {
                 for (group, &block) in self.groups.iter_mut().zip(&blocks) {
                     group.pool.rest(block);
-                    group.index.add_tail(holding.sequence, block, depth, tick);
+                    group.index.add_tail(holding.sequence, block, depth, last_use);
                 }
                 let parents = (0..self.groups.len()).filter_map(|g| holding.chain.parent(g, depth)).collect();
-                let tail = Tail { parents, blocks, tokens: tokens.to_vec(), depth, tick };
+                let tail = Tail { parents, blocks, tokens: tokens.to_vec(), depth, last_use };
                 let before = self.tails.insert(holding.sequence, tail);
                 assert!(before.is_none(), "{:?} had a tail at rest while it ran", holding.sequence);
             }
@@ -383,19 +331,58 @@ impl KvCache {
         self.groups[group].index.get(&chain.key(group, index)?)
     }
 
-    /// Full blocks from the start that every group has, leaving at least the last of `tokens` to compute. A resident block's
-    /// parent is resident, so what a group has of a chain ends once.
+    /// New blocks of each group for the rows up to `tokens`.
+    fn growth(&self, holding: &Holding, tokens: u32) -> impl Iterator<Item = u32> {
+        let blocks = self.blocks_for(tokens);
+        holding.tables.iter().map(move |table| blocks.saturating_sub(table.end()))
+    }
+
+    /// Blocks of a group that a sequence holds at most, however long it gets.
+    fn most(&self, group: &Group) -> u32 {
+        group.sight.most(self.step_rows, self.block_tokens)
+    }
+
+    /// Full blocks from the start after which a sequence can go on, leaving at least the last of `tokens` to compute. Without a
+    /// window a resident block's parent is resident, so what such a group has of a chain ends once.
     fn found_blocks(&self, chain: &Chain, tokens: u32) -> u32 {
         let most = (tokens.saturating_sub(1) / self.block_tokens).min(chain.blocks());
         let has = |most: u32, (g, group): (usize, &Group)| {
             chain.full(g)[..most as usize].partition_point(|key| group.index.get(key).is_some()) as u32
         };
-        self.groups.iter().enumerate().fold(most, has)
+        let groups = || self.groups.iter().enumerate();
+        let mut blocks = groups().filter(|(_, group)| group.sight.is_full()).fold(most, has);
+        // What one window allows another may not: until all agree.
+        loop {
+            let windows = groups().filter(|(_, group)| !group.sight.is_full());
+            let agreed = windows.fold(blocks, |blocks, (g, group)| group.last_start(chain.full(g), blocks));
+            if agreed == blocks {
+                return blocks;
+            }
+            blocks = agreed;
+        }
     }
 
-    /// A copy takes one block more than the log for as long as it is in the making; alone in the pools that has to fit.
-    fn has_room_for_a_copy(&self, tokens: u32) -> bool {
-        self.blocks_for(tokens).saturating_mul(self.block_tokens) < self.capacity_tokens()
+    /// A copy takes one block more than the blocks that are seen, behind `full` full ones, for as long as it is in the making; alone
+    /// in the pools that has to fit.
+    fn has_room_for_a_copy(&self, full: u32) -> bool {
+        self.groups.iter().all(|group| full - group.sight.first(full) + 2 <= group.pool.counts().total)
+    }
+
+    /// Lets go of what is behind the windows now.
+    fn pass(&mut self, holding: &mut Holding) {
+        let last_use = if holding.transient { LastUse::Transient } else { LastUse::Passed(self.tick) };
+        for (g, group) in self.groups.iter_mut().enumerate() {
+            let (first, table) = (group.sight.first(holding.sealed), &holding.tables[g]);
+            if first == table.first {
+                continue;
+            }
+            for (depth, &block) in (table.first..first).zip(&table.blocks) {
+                group.let_go(holding, g, depth, block, last_use);
+            }
+            let table = &mut holding.tables[g];
+            table.blocks.drain(..(first - table.first) as usize);
+            table.first = first;
+        }
     }
 
     fn hold(&mut self, group: usize, chain: &Chain, index: u32) -> Resident {
@@ -419,7 +406,7 @@ impl KvCache {
             let pool = &mut self.groups[g].pool;
             if matched > 0 {
                 pool.wake(block);
-                holding.tables[g].push(block);
+                holding.tables[g].blocks.push(block);
             } else {
                 pool.evict(block);
             }
@@ -436,19 +423,17 @@ impl KvCache {
     fn remove_tail(&mut self, sequence: SequenceId) -> Option<Tail> {
         let tail = self.tails.remove(&sequence)?;
         for (group, &block) in self.groups.iter_mut().zip(&tail.blocks) {
-            group.index.remove_tail(block, tail.depth, tail.tick);
+            group.index.remove_tail(block, tail.depth, tail.last_use);
         }
         Some(tail)
     }
 
     fn drop_source(&mut self, holding: &mut Holding) {
         let Some(source) = holding.source.take() else { return };
+        let last_use = if holding.transient { LastUse::Transient } else { LastUse::Kept(self.tick) };
         for (g, block) in source.into_iter().enumerate() {
-            let Some(key) = holding.chain.key(g, holding.sealed) else { panic!("a copied block is keyed") };
             assert!(matches!(self.groups[g].pool.state(block), BlockState::Resident { .. }), "a source is held");
-            let was_last = self.groups[g].pool.release(block);
-            let tick = if holding.transient { NEVER_USED } else { self.tick };
-            self.groups[g].index.let_go(&key, tick, was_last);
+            self.groups[g].let_go(holding, g, holding.sealed, block, last_use);
         }
     }
 
@@ -462,5 +447,24 @@ impl KvCache {
             Some(Evictable::Tail(sequence)) => self.drop_tail(sequence),
             None => panic!("what is available can be evicted"),
         }
+    }
+}
+
+impl Group {
+    /// The most of the first `blocks` full blocks of a chain after which the group can go on: those that it still sees there are all
+    /// resident. Looks at the oldest first: a gap there rules out every start up to a window behind it.
+    fn last_start(&self, chain: &[BlockKey], mut blocks: u32) -> u32 {
+        let is_gap = |&index: &u32| self.index.get(&chain[index as usize]).is_none();
+        while let Some(gap) = (self.sight.first(blocks)..blocks).find(is_gap) {
+            blocks = gap;
+        }
+        blocks
+    }
+
+    /// `holding` lets go of its resident block at `depth`.
+    fn let_go(&mut self, holding: &Holding, group: usize, depth: u32, block: BlockId, last_use: LastUse) {
+        let Some(key) = holding.chain.key(group, depth) else { panic!("sealed blocks are keyed") };
+        let was_last = self.pool.release(block);
+        self.index.let_go(&key, holding.sequence, last_use, was_last);
     }
 }

@@ -3,10 +3,13 @@
 //! In: blocks as they become resident, are touched, and lose their last holder. Out: lookups, and the next to evict.
 //! Deliberately not here: the blocks' states (`pool.rs`) and who holds them (`cache.rs`).
 //!
-//! Eviction goes by session recency, tail first: the order is (tick of last use, deeper first), and tick 0 is what only
-//! transient sequences have used: no session loses a block while there is one of those. Whoever uses a block uses its
-//! whole chain, so a parent's tick is never older than a child's and its depth is smaller: **a parent is never evicted
-//! before its children**, and what is left of a chain can always be found from its start.
+//! Eviction goes by session recency, tail first: the order is ([`LastUse`], deeper first). What only transient sequences have used
+//! goes first; then what sessions left behind a sliding window and only they have used: they need it no more, and what they will
+//! go on from is still there; then what sessions at rest go on from.
+//!
+//! Without a window whoever uses a block uses its whole chain, so a parent's last use is never older than a child's and its depth
+//! is smaller: **a parent is never evicted before its children**, and what is left of a chain can always be found from its
+//! start. With a window that holds for a partial block and the blocks that it sees, and for nothing else.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -26,9 +29,21 @@ pub struct Resident {
     pub depth: u32,
     /// The sequence whose rows filled it (of several that computed the same, the one whose copy stayed).
     pub computed_by: SequenceId,
-    /// Tick at which a holder last let go of it; of the block's birth while it never happened. 0 while only transient sequences
-    /// have used it.
-    pub last_use: u64,
+    /// A session other than the one that computed it has used it.
+    pub is_shared: bool,
+    /// How soon it goes.
+    pub last_use: LastUse,
+}
+
+/// When a block was last of use to a session, in ticks: what is less goes sooner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LastUse {
+    /// Only transient sequences have used it.
+    Transient,
+    /// The one session that has used it passed it: it is behind the window.
+    Passed(u64),
+    /// A session ended its run with it, or computed it and has not let go of it yet.
+    Kept(u64),
 }
 
 /// What can be evicted.
@@ -40,7 +55,7 @@ pub enum Evictable {
     Tail(SequenceId),
 }
 
-type Rank = (u64, Reverse<u32>, BlockId);
+type Rank = (LastUse, Reverse<u32>, BlockId);
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -89,24 +104,31 @@ impl ResidencyIndex {
         assert!(self.order.remove(&rank).is_some(), "{key:?} was held before");
     }
 
-    /// A holder lets go of a resident block at `tick`, which never makes it older; if it was the last one, the block may be
-    /// evicted from now on.
-    pub fn let_go(&mut self, key: &BlockKey, tick: u64, was_last: bool) {
+    /// The holder `by` lets go of a resident block; if it was the last one, the block may be evicted from now on. Only the session
+    /// that computed a block and shares it with nobody makes it older, by passing it.
+    pub fn let_go(&mut self, key: &BlockKey, by: SequenceId, last_use: LastUse, was_last: bool) {
         let Some(resident) = self.by_key.get_mut(key) else { panic!("{key:?} is held but not resident") };
-        resident.last_use = resident.last_use.max(tick);
+        match last_use {
+            LastUse::Transient => {}
+            LastUse::Passed(_) if !resident.is_shared && resident.computed_by == by => resident.last_use = last_use,
+            LastUse::Passed(tick) | LastUse::Kept(tick) => {
+                resident.is_shared |= resident.computed_by != by;
+                resident.last_use = resident.last_use.max(LastUse::Kept(tick));
+            }
+        }
         if was_last {
             self.order.insert(rank(resident), Evictable::Block(*key));
         }
     }
 
-    /// The partial block of a sequence rests from `tick` on, behind `depth` full blocks.
-    pub fn add_tail(&mut self, sequence: SequenceId, block: BlockId, depth: u32, tick: u64) {
-        self.order.insert((tick, Reverse(depth), block), Evictable::Tail(sequence));
+    /// The partial block of a sequence rests, behind `depth` full blocks.
+    pub fn add_tail(&mut self, sequence: SequenceId, block: BlockId, depth: u32, last_use: LastUse) {
+        self.order.insert((last_use, Reverse(depth), block), Evictable::Tail(sequence));
     }
 
     /// The partial block does not rest any more.
-    pub fn remove_tail(&mut self, block: BlockId, depth: u32, tick: u64) {
-        assert!(self.order.remove(&(tick, Reverse(depth), block)).is_some(), "{block:?} was not at rest");
+    pub fn remove_tail(&mut self, block: BlockId, depth: u32, last_use: LastUse) {
+        assert!(self.order.remove(&(last_use, Reverse(depth), block)).is_some(), "{block:?} was not at rest");
     }
 
     /// What to evict next.

@@ -7,20 +7,25 @@
 //! - `key`: what a full block is called, [`BlockKey`].
 //! - `pool`: what each block is doing, [`BlockPool`].
 //! - `index`: what is where and what goes next, [`ResidencyIndex`].
+//! - `sight`: how many blocks a sliding window sees.
+//! - `holding`: what a running sequence has of it, [`Holding`].
 //! - `cache`: all of it together over the KV groups of a device, [`KvCache`]; `audit`: its invariants.
 #![forbid(unsafe_code)]
 
 mod audit;
 mod cache;
+mod holding;
 mod index;
 mod key;
 mod pool;
+mod sight;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use cache::{Found, FoundSpan, Growth, Holding, KvCache, Replaced, Shortage};
-pub use index::{Evictable, ResidencyIndex, Resident};
+pub use cache::KvCache;
+pub use holding::{Found, FoundSpan, Growth, Holding, Replaced, Shortage, Table};
+pub use index::{Evictable, LastUse, ResidencyIndex, Resident};
 pub use key::{BlockKey, Chain, ChainDomain, DomainSecret, DomainSpan};
 pub use pool::{BlockPool, BlockState, PoolCounts, Reservation};

@@ -2,13 +2,17 @@
 //! device's memory that knows what every block must hold.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod windows;
+
 use holdfast_types::{BlockId, LogToken, Precision, SequenceId, TokenId};
 use proptest::prelude::*;
 
-use crate::testing::device;
+use crate::testing::windowed_device;
 use crate::{ChainDomain, DomainSecret, Found, FoundSpan, Growth, Holding, KvCache};
 
 const B: u32 = 4;
+/// Most rows of a step.
+const ROWS: u32 = 8;
 
 fn log(ids: impl IntoIterator<Item = TokenId>) -> Vec<LogToken> {
     ids.into_iter().map(|id| LogToken { id, precision: Precision::Native }).collect()
@@ -22,12 +26,24 @@ fn domain(secret: u8) -> ChainDomain {
 struct World {
     cache: KvCache,
     memory: Vec<Vec<Vec<Vec<LogToken>>>>,
+    windows: Vec<Option<u32>>,
 }
 
 impl World {
     fn new(blocks: &[u32]) -> Self {
-        let memory = blocks.iter().map(|&n| vec![vec![Vec::new(); B as usize]; n as usize]).collect();
-        Self { cache: KvCache::new(&device(B, blocks)), memory }
+        Self::windowed(&blocks.iter().map(|&blocks| (blocks, None)).collect::<Vec<_>>())
+    }
+
+    /// Groups by their blocks and windows.
+    fn windowed(groups: &[(u32, Option<u32>)]) -> Self {
+        let memory = groups.iter().map(|&(n, _)| vec![vec![Vec::new(); B as usize]; n as usize]).collect();
+        let windows = groups.iter().map(|(_, window)| *window).collect();
+        Self { cache: KvCache::new(&windowed_device(B, groups), ROWS), memory, windows }
+    }
+
+    /// The first position that the row at `position` sees.
+    fn first_seen(&self, group: usize, position: u32) -> u32 {
+        self.windows[group].map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
     fn attach(&mut self, sequence: u64, log: &[LogToken], secret: u8) -> (Holding, Found) {
@@ -60,33 +76,59 @@ impl World {
         self.cache.commit(holding, growth);
         for g in 0..self.memory.len() {
             for position in from..to {
-                let block = holding.table(g)[(position / B) as usize];
+                let block = holding.table(g).get(position / B).expect("a block for each row");
                 assert!(position / B >= holding.sealed, "a sealed block is never written");
                 self.memory[g][block.0 as usize][(position % B) as usize] = log[..=position as usize].to_vec();
             }
         }
+        self.check(holding, log, to);
         self.cache.seal(holding, log, to);
         self.check(holding, log, to);
+    }
+
+    /// Full blocks after which a log can go on, by the words of the contract: everything that the next row sees is there, and the last
+    /// token is left to compute.
+    fn found_by_walk(&self, log: &[LogToken], secret: u8) -> u32 {
+        let chain = self.cache.chain(log, domain(secret));
+        let goes_on = |blocks: &u32| {
+            (0..self.cache.groups()).all(|g| {
+                let first = self.first_seen(g, blocks * B) / B;
+                (first..*blocks).all(|block| self.cache.lookup(g, &chain, block).is_some())
+            })
+        };
+        (0..=(log.len() as u32 - 1) / B).rev().find(goes_on).unwrap()
+    }
+
+    /// Blocks that a sequence holds at most in a step.
+    fn most(&self, group: usize) -> u32 {
+        let step =
+            |start: u32| (start + self.cache.step_rows()).div_ceil(B) - self.first_seen(group, start / B * B) / B;
+        self.windows[group].map_or(u32::MAX / 2, |window| (window..window + 2 * B).map(step).max().unwrap())
     }
 
     /// What a log demands, counted block by block from its start.
     fn demand_by_walk(&self, log: &[LogToken], secret: u8) -> Vec<u32> {
         let chain = self.cache.chain(log, domain(secret));
-        let (groups, tokens) = (0..self.cache.groups(), log.len() as u32);
-        let there = |block: &u32| groups.clone().all(|g| self.cache.lookup(g, &chain, *block).is_some());
-        let found = (0..(tokens - 1) / B).take_while(there).count() as u32;
+        let (tokens, found) = (log.len() as u32, self.found_by_walk(log, secret));
         let held = |g: usize, block: u32| {
             let resident = self.cache.lookup(g, &chain, block).unwrap();
             !self.cache.groups[g].index.is_evictable(resident)
         };
-        let new = tokens.div_ceil(B) + u32::from(tokens.is_multiple_of(B));
-        groups.clone().map(|g| new - (0..found).filter(|block| held(g, *block)).count() as u32).collect()
+        let copied = u32::from(tokens.is_multiple_of(B));
+        let demand = |g: usize| {
+            let seen = self.first_seen(g, found * B) / B..found;
+            let new = (tokens.div_ceil(B) + copied - found).min(self.most(g) + copied);
+            new + seen.filter(|block| !held(g, *block)).count() as u32
+        };
+        (0..self.cache.groups()).map(demand).collect()
     }
 
     fn check(&self, holding: &Holding, log: &[LogToken], computed: u32) {
         for g in 0..self.memory.len() {
-            for position in 0..computed {
-                let BlockId(block) = holding.table(g)[(position / B) as usize];
+            let first = holding.table(g).first * B;
+            assert!(first <= self.first_seen(g, computed), "group {g}: the row at {computed} sees before {first}");
+            for position in first..computed {
+                let BlockId(block) = holding.table(g).get(position / B).expect("a block for each position");
                 let cell = &self.memory[g][block as usize][(position % B) as usize];
                 assert_eq!(cell, &log[..=position as usize], "group {g}, position {position}");
             }
@@ -170,7 +212,7 @@ fn the_last_token_is_always_computed_into_a_copy_of_its_block() {
     world.audit(&[&holding], &[&growth]);
     world.cache.cancel(growth);
     world.compute(&mut holding, &log, 7, 8);
-    assert_eq!(holding.table(0)[1], copies[0].from, "the copy sealed to the same key and gave way");
+    assert_eq!(holding.table(0).get(1), Some(copies[0].from), "the copy sealed to the same key and gave way");
     world.audit(&[&holding], &[]);
     world.cache.release(holding, &log, 8);
     world.audit(&[], &[]);
@@ -259,9 +301,9 @@ fn the_audit_sees_a_leak_a_double_owner_and_an_orphan() {
     world.compute(&mut holding, &text, 0, 8);
     assert_eq!(world.cache.audit([], []).len(), 2, "two blocks held by nobody that we know");
     let parent = holding.chain.key(0, 0).unwrap();
-    holding.tables[0].swap(0, 1);
+    holding.tables[0].blocks.swap(0, 1);
     assert_eq!(world.cache.audit([&holding], []).len(), 2);
-    holding.tables[0].swap(0, 1);
+    holding.tables[0].blocks.swap(0, 1);
     world.cache.release(holding, &text, 8);
     world.cache.groups[0].index.remove(&parent);
     assert!(world.cache.audit([], []).iter().any(|problem| problem.contains("without its parent")));
@@ -291,10 +333,14 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
 
     /// Two-letter logs share prefixes all the time; small pools evict all the time. After each act every invariant holds, every
-    /// cell that a table shows is what the sequence computed or would have computed, and every log demands what a walk counts.
+    /// cell that the next row sees is what the sequence computed or would have computed, and every log finds and demands what
+    /// a walk counts.
     #[test]
-    fn a_random_life_keeps_every_invariant(acts in prop::collection::vec(act(), 1..80), small in 6_u32..20) {
-        let mut world = World::new(&[small, small + 3]);
+    fn a_random_life_keeps_every_invariant(
+        acts in prop::collection::vec(act(), 1..80),
+        groups in prop::collection::vec((6_u32..20, prop::option::of(1_u32..24)), 1..4),
+    ) {
+        let mut world = World::windowed(&groups);
         let mut logs = vec![Vec::<LogToken>::new(); 6];
         let mut running: Vec<(u64, Holding, u32)> = Vec::new();
         for act in acts {
@@ -305,7 +351,10 @@ proptest! {
                     text.truncate(keep);
                     text.extend(log(more));
                     let text = text.clone();
+                    let walked = world.found_by_walk(&text, secret);
                     let (holding, found) = world.attach(sequence, &text, secret);
+                    prop_assert_eq!(found.tokens / B, walked);
+                    prop_assert_eq!(found.spans.last().map_or(0, |span| span.until), found.tokens);
                     prop_assert!(found.tokens < text.len() as u32);
                     let holding = if transient { holding.into_transient() } else { holding };
                     running.push((sequence, holding, found.tokens));

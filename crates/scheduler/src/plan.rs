@@ -4,7 +4,8 @@
 //! here: who is admitted (`scheduler.rs`) and who is chosen (`choose.rs`).
 //!
 //! Blocks are reserved for the step and committed or cancelled with it. Whoever is told of a table change is the device, in
-//! the plan; a plan that did not happen was never told, so it is said again in the next.
+//! the plan; a plan that did not happen was never told, so it is said again in the next. Entries that are behind a sliding
+//! window are not mentioned any more, though their blocks may be others' by then.
 
 use std::collections::BTreeMap;
 
@@ -141,7 +142,7 @@ impl Scheduler {
                 kv.commit(&mut running.holding, growth);
                 running.computed = start + rows;
                 running.task.last_step = open.id.0;
-                let entries = (0..kv.groups()).map(|group| running.holding.table(group).len()).collect();
+                let entries = (0..kv.groups()).map(|group| running.holding.table(group).end()).collect();
                 let changed = kv.seal(&mut running.holding, &running.task.job.log, running.computed);
                 running.told = Told::Open { entries, changed };
                 if let (Some(sampled), Some(sampling)) = (&sampled, &running.task.job.sampling) {
@@ -180,7 +181,7 @@ impl Scheduler {
     }
 
     fn choose(&self, costs: &Costs, rows_max: u32) -> Vec<(JobId, u32)> {
-        let chunk = self.config.prefill_chunk_tokens;
+        let chunk = self.kv.step_rows();
         let candidate = |running: &Running| {
             let rest = &running.task.job.log[running.computed as usize..running.task.target() as usize];
             let first = rest.first()?;
@@ -250,10 +251,10 @@ impl Scheduler {
                     entries[group]
                 }
             };
-            let fresh = running.holding.table(group)[told..].iter().chain(part.growth.blocks(group)).copied();
-            let fresh: Vec<_> = fresh.collect();
+            let (first, held) = running.holding.table(group).since(told);
+            let fresh: Vec<_> = held.iter().chain(part.growth.blocks(group)).copied().collect();
             if !fresh.is_empty() {
-                plan.slots.push(table(slot, group, told as u32, fresh));
+                plan.slots.push(table(slot, group, first, fresh));
             }
         }
         plan.copies.extend(running.holding.copies(&part.growth));

@@ -30,9 +30,9 @@ pub(crate) struct Running {
 pub(crate) enum Told {
     /// Nothing yet.
     Nothing,
-    /// The slot is open and, per group, so many entries of its table are set.
+    /// The slot is open and, per group, the entries of its table up to this one are set, as far as they are seen.
     Open {
-        entries: Vec<usize>,
+        entries: Vec<u32>,
         /// Entries that changed since.
         changed: Vec<Replaced>,
     },

@@ -16,7 +16,8 @@
 //! - Who waits is admitted in order of (service of its flow, arrival), and nobody overtakes the first who waits: it is admitted when
 //!   its log fits beside what the running jobs still need, or when nothing runs.
 //! - An admission takes time with the logarithm of the number of jobs, and with the length of its own log; finding no room for the
-//!   first who waits takes the logarithm of both.
+//!   first who waits takes the logarithm of both. With sliding windows both take besides what a window holds, in blocks, and the
+//!   log's length in windows.
 //! - The running job that arrived first is never preempted, and alone it always fits ([`Scheduler::fits`]): something always moves,
 //!   and everybody is the oldest one day.
 
@@ -105,7 +106,7 @@ impl Scheduler {
             device.slots > 0 && device.limits.rows > 0 && device.limits.sequences > 0,
             "a device computes something"
         );
-        let kv = KvCache::new(device);
+        let kv = KvCache::new(device, config.prefill_chunk_tokens);
         Self {
             config,
             device: shape(device),
@@ -122,7 +123,8 @@ impl Scheduler {
         }
     }
 
-    /// Most tokens that a log may reach here: the device's context, or the pool when that is smaller.
+    /// Most tokens that a log may reach here: the device's context, or the pools when they hold less. A KV group with a sliding window
+    /// holds a log of any length, if it holds its window.
     pub fn context_limit(&self) -> u32 {
         self.device.context.min(self.kv.capacity_tokens())
     }
@@ -211,7 +213,7 @@ impl Scheduler {
     pub fn reset(&mut self, device: &DeviceDescription) -> Vec<(JobId, Unfit)> {
         self.open = None;
         self.device = shape(device);
-        self.kv = KvCache::new(device);
+        self.kv = KvCache::new(device, self.config.prefill_chunk_tokens);
         self.slots_free = all_slots(device);
         self.slots_closing.clear();
         let running = std::mem::replace(&mut self.running, RunningJobs::new(&self.kv)).into_tasks();

@@ -13,6 +13,8 @@ use crate::{Abandon, Costs, JobId, Scheduler, SchedulerConfig};
 #[path = "../tests/harness/mod.rs"]
 mod harness;
 
+use harness::with_window;
+
 const COSTS: Costs = Costs { step_us: 50.0, row_us: 10.0 };
 /// Longest log, in tokens, with all that it samples.
 const TOKENS_MAX: u32 = 40;
@@ -22,7 +24,7 @@ enum Act {
     Submit { flow: u64, family: u32, tokens: u32, samples: bool, transient: bool },
     Remove { pick: usize },
     Step { rows: u32, fate: Fate },
-    Reset { spare: u32 },
+    Reset { spare: u32, window: Option<u32> },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -43,15 +45,24 @@ fn act() -> impl Strategy<Value = Act> {
         ),
         2 => any::<usize>().prop_map(|pick| Act::Remove { pick }),
         16 => (1_u32..40, fate).prop_map(|(rows, fate)| Act::Step { rows, fate }),
-        1 => (0_u32..8).prop_map(|spare| Act::Reset { spare }),
+        1 => (0_u32..8, window()).prop_map(|(spare, window)| Act::Reset { spare, window }),
     ]
 }
 
-/// Two KV groups; a log of [`TOKENS_MAX`] tokens and the copy of a block fit alone.
-fn device(block_tokens: u32, spare: u32, slots: u32) -> DeviceDescription {
-    let mut device = harness::device(block_tokens, TOKENS_MAX.div_ceil(block_tokens) + 1 + spare, slots, 64);
-    device.kv_groups.push(KvGroup { blocks: device.kv_groups[0].blocks + spare, ..device.kv_groups[0].clone() });
-    device
+fn window() -> impl Strategy<Value = Option<u32>> {
+    prop::option::of(1..TOKENS_MAX)
+}
+
+/// Two KV groups, the second perhaps with a window; a log of [`TOKENS_MAX`] tokens and the copy of a block fit alone.
+fn device(block_tokens: u32, spare: u32, slots: u32, window: Option<u32>) -> DeviceDescription {
+    let device = harness::device(block_tokens, TOKENS_MAX.div_ceil(block_tokens) + 1 + spare, slots, 64);
+    match window {
+        Some(window) => with_window(device, window, harness::window_blocks(window, block_tokens) + 1 + spare),
+        None => {
+            let all = KvGroup { blocks: device.kv_groups[0].blocks + spare, ..device.kv_groups[0].clone() };
+            DeviceDescription { kv_groups: vec![device.kv_groups[0].clone(), all], ..device }
+        }
+    }
 }
 
 /// Who is admitted next: of all who wait the first by (service of its flow, arrival), if its log fits beside what each running job
@@ -126,10 +137,10 @@ proptest! {
     #[test]
     fn whoever_a_walk_over_all_jobs_would_admit_is_admitted(
         acts in prop::collection::vec(act(), 1..150),
-        (block_tokens, spare, slots, chunk) in (1_u32..8, 0_u32..20, 1_u32..7, 1_u32..30),
+        (block_tokens, spare, slots, chunk, window) in (1_u32..8, 0_u32..20, 1_u32..7, 1_u32..30, window()),
     ) {
         let config = SchedulerConfig { prefill_chunk_tokens: chunk, step_budget_us: 400 };
-        let scheduler = Scheduler::new(&device(block_tokens, spare, slots), config);
+        let scheduler = Scheduler::new(&device(block_tokens, spare, slots, window), config);
         let mut world = World { scheduler, tokens: BTreeMap::new(), submitted: 0 };
         for act in acts {
             match act {
@@ -142,8 +153,8 @@ proptest! {
                 }
                 Act::Remove { .. } => {}
                 Act::Step { rows, fate } => world.step(rows, fate),
-                Act::Reset { spare } => {
-                    let mut smaller = device(block_tokens, spare, slots);
+                Act::Reset { spare, window } => {
+                    let mut smaller = device(block_tokens, spare, slots, window);
                     smaller.limits.context = TOKENS_MAX - spare;
                     for (job, _) in world.scheduler.reset(&smaller) {
                         world.tokens.remove(&job);

@@ -3,7 +3,7 @@
 
 mod harness;
 
-use harness::{Books, device, job, words};
+use harness::{Books, device, job, with_window, words};
 use holdfast_scheduler::{Abandon, Costs, JobId, Scheduler, SchedulerConfig, Step};
 use holdfast_types::{DeviceDescription, SamplingParams, SlotChange};
 
@@ -139,4 +139,26 @@ fn a_slot_knows_the_past_its_penalties_ask_for() {
     let step = bench.plan();
     let Some(SlotChange::Open { sampling, .. }) = step.plan.slots.first() else { panic!("{:?}", step.plan) };
     assert_eq!((sampling.context.as_slice(), sampling.sampled.as_slice()), (&[3, 5, 9][..], &[(3, 2), (7, 1)][..]));
+}
+
+#[test]
+fn entries_behind_a_window_are_not_mentioned_and_their_blocks_are_used_again() {
+    let mut bench = Bench::new(16, 1, 32, 4);
+    // A window of five tokens: one block before the one in progress, and two in all while a step ends one.
+    bench.device = with_window(bench.device, 5, 3);
+    let config = SchedulerConfig { prefill_chunk_tokens: 4, step_budget_us: 1_000_000 };
+    bench.scheduler = Scheduler::new(&bench.device, config);
+    bench.scheduler.submit(job(1, 1, 0..21)).unwrap();
+    assert_eq!(bench.step(), ["open 0", "slot 0 [0..] = 0", "slot 0 group 1 [0..] = 0", "slot 0 rows 0..4"]);
+    assert_eq!(bench.step(), ["slot 0 [1..] = 1", "slot 0 group 1 [1..] = 1", "slot 0 rows 4..8"]);
+    assert_eq!(bench.step(), ["slot 0 [2..] = 2", "slot 0 group 1 [2..] = 2", "slot 0 rows 8..12"]);
+    assert_eq!(bench.step(), ["slot 0 [3..] = 3", "slot 0 group 1 [3..] = 1", "slot 0 rows 12..16"]);
+    assert_eq!(bench.step(), ["slot 0 [4..] = 4", "slot 0 group 1 [4..] = 2", "slot 0 rows 16..20"]);
+    assert_eq!(bench.step(), ["slot 0 [5..] = 5", "slot 0 group 1 [5..] = 1", "slot 0 rows 20..21, sample"]);
+    // Its next run is told of what its first row sees, and of nothing before.
+    bench.scheduler.remove(JobId(1));
+    bench.scheduler.submit(job(1, 1, 0..22)).unwrap();
+    let told =
+        ["close 0", "open 0", "slot 0 [0..] = 0 1 2 3 4 5", "slot 0 group 1 [4..] = 2 1", "slot 0 rows 21..22, sample"];
+    assert_eq!(bench.step(), told);
 }

@@ -6,7 +6,7 @@ mod harness;
 
 use std::collections::BTreeMap;
 
-use harness::{Books, device, job};
+use harness::{Books, device, job, window_blocks, with_window};
 use holdfast_scheduler::{Abandon, Costs, JobId, Scheduler, SchedulerConfig};
 use proptest::prelude::*;
 
@@ -43,8 +43,12 @@ proptest! {
         orders in prop::collection::vec(order(), 1..30),
         (block_tokens, spare, slots, rows, chunk, budget) in (1_u32..8, 0_u32..20, 1_u32..7, 1_u32..50, 1_u32..30, 0_u64..600),
         failures in prop::collection::btree_map(0_u32..200, any::<bool>(), 0..6),
+        window in prop::option::of((1_u32..40, 0_u32..6)),
     ) {
-        let device = device(block_tokens, 60_u32.div_ceil(block_tokens) + spare, slots, rows);
+        let mut device = device(block_tokens, 60_u32.div_ceil(block_tokens) + spare, slots, rows);
+        if let Some((window, spare)) = window {
+            device = with_window(device, window, window_blocks(window, block_tokens) + spare);
+        }
         let config = SchedulerConfig { prefill_chunk_tokens: chunk, step_budget_us: budget };
         let mut scheduler = Scheduler::new(&device, config);
         let mut books = Books::default();
@@ -90,7 +94,36 @@ proptest! {
             prop_assert_eq!(scheduler.audit(), Vec::<String>::new());
         }
         prop_assert!(left.is_empty());
-        prop_assert_eq!(scheduler.block_counts(0).used, 0);
+        prop_assert!((0..scheduler.kv_groups()).all(|group| scheduler.block_counts(group).used == 0));
+    }
+
+    /// However long a log gets, a group with a window holds of it no more than the window and the rows of a step; and a pool of just
+    /// that much runs it to the end.
+    #[test]
+    fn a_window_bounds_what_a_long_run_holds(
+        (block_tokens, window, spare, chunk) in (1_u32..8, 1_u32..40, 0_u32..6, 1_u32..30),
+        (tokens, samples) in (1_u32..400, 1_u32..200),
+    ) {
+        let few = window_blocks(window, block_tokens) + spare;
+        let device = with_window(device(block_tokens, 600_u32.div_ceil(block_tokens), 1, 64), window, few);
+        let config = SchedulerConfig { prefill_chunk_tokens: chunk, step_budget_us: 1_000_000 };
+        let mut scheduler = Scheduler::new(&device, config);
+        let mut books = Books::default();
+        prop_assert_eq!(scheduler.context_limit(), 600_u32.div_ceil(block_tokens) * block_tokens);
+        scheduler.submit(job(1, 1, 0..tokens)).unwrap();
+        scheduler.admit();
+        let (mut computed, mut left) = (0, samples);
+        while left > 0 {
+            let step = scheduler.plan(&COSTS, u32::MAX).unwrap();
+            let output = books.run(&device, &step.plan);
+            computed += step.rows;
+            left -= scheduler.apply(&output).unwrap().iter().filter(|advance| advance.sampled.is_some()).count() as u32;
+            let used = scheduler.block_counts(1).used;
+            prop_assert!(used <= window_blocks(window, block_tokens), "{} blocks after {} tokens", used, computed);
+            let all = u64::from(computed.div_ceil(block_tokens));
+            prop_assert_eq!(scheduler.held_bytes(JobId(1)), all + u64::from(used));
+        }
+        prop_assert_eq!((computed, scheduler.preemptions()), (tokens + samples - 1, 0));
     }
 
     /// The theorem of the VTC paper: two flows that always have something waiting stay within twice the larger of the longest input

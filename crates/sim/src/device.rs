@@ -18,6 +18,8 @@ use crate::alphabet::Alphabet;
 pub struct DeviceShape {
     /// KV blocks.
     pub blocks: u32,
+    /// A second KV group with a sliding window, if there is one.
+    pub window: Option<WindowShape>,
     /// Tokens of a block.
     pub block_tokens: u32,
     /// Sequence slots, and sequences of a step.
@@ -28,13 +30,37 @@ pub struct DeviceShape {
     pub context: u32,
 }
 
+/// The size of a KV group with a sliding window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowShape {
+    /// Tokens that a row sees.
+    pub tokens: u32,
+    /// KV blocks; they do not change when the device is lost.
+    pub blocks: u32,
+}
+
+impl WindowShape {
+    /// The blocks that two sequences of any length need to move at all, or one with steps of many rows, and some to spare.
+    pub fn few(tokens: u32, block_tokens: u32, spare: u32) -> Self {
+        Self { tokens, blocks: 2 * (tokens - 1).div_ceil(block_tokens) + 4 + spare }
+    }
+}
+
 impl DeviceShape {
     /// A device on which nothing is ever short.
     pub fn roomy(context: u32) -> Self {
-        Self { blocks: 4096, block_tokens: 4, slots: 64, rows: 512, context }
+        let window = Some(WindowShape { tokens: 21, blocks: 4096 });
+        Self { blocks: 4096, window, block_tokens: 4, slots: 64, rows: 512, context }
     }
 
     fn description(self, epoch: u64) -> DeviceDescription {
+        let all = KvGroup { layers: vec![0], window: None, blocks: self.blocks, bytes_per_block: 64 };
+        let windowed = self.window.map(|shape| KvGroup {
+            layers: vec![1],
+            window: Some(shape.tokens),
+            blocks: shape.blocks,
+            bytes_per_block: 64,
+        });
         DeviceDescription {
             name: "sim:0".to_owned(),
             backend: "sim".to_owned(),
@@ -42,7 +68,7 @@ impl DeviceShape {
             weights: Digest([1; 32]),
             kv_layout: "hash".to_owned(),
             block_tokens: self.block_tokens,
-            kv_groups: vec![KvGroup { layers: vec![0], window: None, blocks: self.blocks, bytes_per_block: 64 }],
+            kv_groups: [all].into_iter().chain(windowed).collect(),
             slots: self.slots,
             limits: StepLimits { rows: self.rows, sequences: self.slots, context: self.context, in_flight: 1 },
             vocab_size: Alphabet::VOCAB,

@@ -15,7 +15,7 @@ use holdfast_worker::core::{Reply, RequestId};
 use holdfast_worker_api::{AppendItems, CancelTurn, SubmitToolResults};
 
 use crate::clients::Operation;
-use crate::device::{DeviceShape, Mishap};
+use crate::device::{DeviceShape, Mishap, WindowShape};
 use crate::node::{Node, NodeSettings};
 use crate::script;
 use crate::world::BEGINNING_US;
@@ -58,7 +58,10 @@ impl Circumstances {
 
     /// On a device that holds one full context and a little more, which several sessions share.
     pub fn cramped(others: u32) -> Self {
-        let device = DeviceShape { blocks: CONTEXT / 4 + 6, block_tokens: 4, slots: 8, rows: 48, context: CONTEXT };
+        let roomy = DeviceShape::roomy(CONTEXT);
+        // The window of one sequence takes six blocks of four tokens, the one in progress included.
+        let window = roomy.window.map(|window| WindowShape { blocks: 30, ..window });
+        let device = DeviceShape { blocks: CONTEXT / 4 + 6, window, slots: 8, rows: 48, ..roomy };
         Self { device, others, ..Self::calm() }
     }
 }
@@ -207,6 +210,8 @@ impl Player {
             (Operation::Results(_), Err(failure)) if failure.reason == Reason::ContextOverflow => self.is_stuck = true,
             (Operation::Turn(..) | Operation::Append(_), Err(failure))
                 if matches!(failure.reason, Reason::ContextOverflow | Reason::InvalidArgument | Reason::EmptyTurn) => {}
+            // Asked again after a crash that came between its commit and its answer.
+            (Operation::Cancel(_), Err(failure)) if failure.reason == Reason::TurnNotRunning => {}
             (operation, Err(failure)) => return Err(format!("{} was refused: {failure}", operation.name())),
         }
         Ok(())

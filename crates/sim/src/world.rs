@@ -15,7 +15,7 @@ use holdfast_types::{Reason, SessionId, TimeUs, TurnState};
 use holdfast_worker::core::{Request, RequestId};
 
 use crate::clients::Agent;
-use crate::device::{DeviceShape, Mishap};
+use crate::device::{DeviceShape, Mishap, WindowShape};
 use crate::followers::Dropped;
 use crate::node::{Node, NodeSettings};
 use crate::oracle::{Oracle, Record};
@@ -26,7 +26,7 @@ use crate::trace::Trace;
 pub const BEGINNING_US: TimeUs = 1_795_176_000_000_000;
 
 /// Rounds that a world may need to come to rest.
-const SETTLE_ROUNDS: u32 = 600;
+const SETTLE_ROUNDS: u32 = 1_000;
 
 /// A defect planted on purpose: a test that the oracle notices it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,8 +213,12 @@ impl<'a> World<'a> {
         let block_tokens = [2, 4, 8][rng.usize(..3)];
         let least = context.div_ceil(block_tokens);
         let spare = if rng.bool() { least / 3 } else { 2 * least };
+        let mut windows = Rng::with_seed(!seed);
         let shape = DeviceShape {
             blocks: least + rng.u32(..=spare),
+            window: windows
+                .bool()
+                .then(|| WindowShape::few(windows.u32(1..=context / 4), block_tokens, windows.u32(..=least + spare))),
             block_tokens,
             slots: rng.u32(1..=4),
             rows: rng.u32(2..=40),

@@ -57,7 +57,9 @@ pub enum SlotChange {
 }
 
 /// Sets entries `first..first + blocks.len()` of one slot's table in one KV group. Entry i holds positions
-/// `i * block_tokens..(i + 1) * block_tokens`.
+/// `i * block_tokens..(i + 1) * block_tokens`. Entries that are wholly behind the group's sliding window, as the first row of a step
+/// sees it, need not be set for that step: nothing is read through them, and a block that one of them still names may hold rows
+/// of another sequence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableChange {
     /// The slot.

@@ -122,9 +122,9 @@ pub struct ModelInfo {
     pub speech: ModelSpeech,
     /// The device that holds it.
     pub device: String,
-    /// KV blocks of the device's first group, and how many of them hold something.
+    /// KV blocks of the device, over all its groups, and how many of them hold something.
     pub kv_blocks: (u32, u32),
-    /// Bytes of KV per token.
+    /// Bytes of KV per token that every layer sees.
     pub kv_bytes_per_token: u64,
     /// Whether this is the model of sessions that name none.
     pub is_default: bool,

@@ -93,6 +93,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("any slot and block ids", state::ids),
     ("block copies inside the device", state::copy_on_write),
     ("shared prefix blocks", state::shared_prefix),
+    ("nothing behind a window is read", state::windows),
     ("export and import", state::export_and_import),
     ("scratch leaves no trace", state::scratch),
     ("a closed slot is new again", state::reopened_slot),

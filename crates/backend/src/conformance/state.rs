@@ -117,6 +117,41 @@ pub(super) fn shared_prefix(rig: &mut Rig<'_>) {
     same_bits(&got, &want_first[shared..], "a prefix whose slots are closed");
 }
 
+/// Table entries behind a window are not set, or their blocks hold rows of somebody else by then. Without windows there are no such
+/// entries, and this is one more prefix that is gone on from.
+pub(super) fn windows(rig: &mut Rig<'_>) {
+    let (tokens, noise) = (rig.tokens(55), rig.tokens(56));
+    let want = rig.computed_anew(&tokens);
+    let (own, other) = (rig.blocks(0), rig.blocks(1));
+    let size = rig.description.block_tokens;
+    let groups: Vec<_> = (0_u16..).zip(rig.description.kv_groups.iter().map(|group| group.window)).collect();
+    for kept in [size, 2 * size - 1, 2 * size + 1, 3 * size] {
+        let kept_tokens = &tokens[..kept as usize];
+        rig.open(0, &own, greedy());
+        rig.feed(0, 0, kept_tokens, &[]);
+        let passed = |window: Option<u32>| window.map_or(0, |window| (kept + 1).saturating_sub(window) / size);
+        let most = groups.iter().map(|(_, window)| passed(*window)).max().unwrap_or(0);
+        let (mut fill, mut again) = (rig.plan().open(1, greedy()), rig.plan().close(0).open(2, greedy()));
+        for &(group, window) in &groups {
+            let passed = passed(window);
+            let mut blocks = own[..passed as usize].to_vec();
+            blocks.extend(&other[passed as usize..]);
+            fill = fill.table(1, group, 0, &blocks);
+            again = again.table(2, group, passed, &own[passed as usize..]);
+        }
+        rig.run(&fill.build());
+        rig.feed(1, 0, &noise[..(most * size) as usize], &[]);
+        // The slot that computed the rows goes on first: its table still names the blocks that are others' now.
+        let next = &tokens[kept as usize..=kept as usize];
+        same_bits(&rig.feed(0, kept, next, &[]), &want[kept as usize..=kept as usize], "on a table with old entries");
+        rig.run(&again.build());
+        let got = rig.feed(2, kept, &tokens[kept as usize..], &[1, 3]);
+        same_bits(&got, &want[kept as usize..], &format!("from position {kept} on without what is behind the windows"));
+        let close = rig.plan().close(1).close(2).build();
+        rig.run(&close);
+    }
+}
+
 pub(super) fn export_and_import(rig: &mut Rig<'_>) {
     let tokens = rig.tokens(60);
     let want = rig.computed_anew(&tokens);
