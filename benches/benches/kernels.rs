@@ -12,7 +12,7 @@ use std::hint::black_box;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use holdfast_backend_neuron::Isa;
 use holdfast_backend_neuron::kernels::activation::{exp, gated_silu};
-use holdfast_backend_neuron::kernels::attention::{PagedHead, Span, attend};
+use holdfast_backend_neuron::kernels::attention::{PagedHead, Scores, Span, attend};
 use holdfast_backend_neuron::kernels::matmul::{
     Int8Panel, PANEL, Quantised, TILE, f32_row, f32_tile, int8_row, int8_tile,
 };
@@ -124,7 +124,7 @@ fn attention(c: &mut Criterion) {
         for isa in Isa::available() {
             let mut out = vec![0.0; QUERIES * HEAD];
             group.bench_function(BenchmarkId::new(format!("depth {depth}"), isa.name()), |b| {
-                b.iter(|| attend(isa, black_box(&queries), head, span, 0.125, &mut out));
+                b.iter(|| attend(isa, black_box(&queries), head, span, Scores::plain(0.125), &mut out));
             });
         }
     }

@@ -15,10 +15,10 @@ use holdfast_types::{
     StepLimits, StepOutput, StepPlan, TokenId, TokenMask,
 };
 
+use crate::decoder::Decoder;
 use crate::forward::{Forward, Row, Tables};
 use crate::kv::{GroupPool, layout_name};
 use crate::plan::{Prepared, PreparedSequence, SamplerChange, Slots, blocks_of, rejected};
-use crate::weights::Decoder;
 use crate::{KvSize, NeuronError, NeuronSettings, WeightFormat};
 
 /// Most block copies that ended and were not polled.

@@ -1,18 +1,20 @@
 //! The rows of a step through the decoder: embeddings, layers, logits.
 //!
 //! In: rows with positions and block tables, and which rows' logits are wanted. Out: KV in the pool, and the logits. Deliberately not
-//! here: sampling and the order of steps.
+//! here: which experts a row goes to (`experts`), sampling and the order of steps.
 
-use holdfast_model::DecoderConfig;
+use holdfast_model::{Activation, DecoderConfig, LayerRope, RopeConfig};
 
+use crate::decoder::{Decoder, FeedForward, Gated, Layer};
+use crate::experts::Routed;
 use crate::kernels::Isa;
-use crate::kernels::activation::gated_silu;
-use crate::kernels::attention::{Span, attend};
+use crate::kernels::activation::{clamped_swiglu, gated_gelu, gated_silu, soft_cap};
+use crate::kernels::attention::{Scores, Span, attend};
 use crate::kernels::norm::rms_norm;
 use crate::kernels::rope::RopeTable;
 use crate::kv::GroupPool;
+use crate::matrix::{Matrix, Rows};
 use crate::pool::{Pieces, Pool};
-use crate::weights::{Decoder, Layer, Matrix, Rows};
 use crate::{NeuronError, NeuronSettings, WeightFormat};
 
 /// One row of a step.
@@ -27,13 +29,13 @@ pub(crate) struct Row {
 /// Block tables of one sequence: `[group][entry]`.
 pub(crate) type Tables = Vec<Vec<u32>>;
 
-/// Where a layer's KV lives, how far it looks back, and whether positions turn its queries and keys.
+/// Where a layer's KV lives, how far it looks back, and what turns its queries and keys.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     group: usize,
     layer: usize,
     window: Option<u32>,
-    rope: bool,
+    rope: LayerRope,
 }
 
 /// The decoder, its threads and its buffers.
@@ -42,6 +44,7 @@ pub(crate) struct Forward {
     decoder: Decoder,
     places: Vec<Place>,
     rope: RopeTable,
+    local_rope: Option<RopeTable>,
     pool: Pool,
     isa: Isa,
     format: WeightFormat,
@@ -50,6 +53,11 @@ pub(crate) struct Forward {
     head_dim: usize,
     hidden: usize,
     norm_eps: f32,
+    embedding_scale: f32,
+    score_scale: f32,
+    score_cap: Option<f32>,
+    logit_cap: Option<f32>,
+    activation: Activation,
     block_tokens: usize,
     buffers: Buffers,
 }
@@ -63,12 +71,19 @@ struct Buffers {
     input: Rows,
     /// `[rows][q, k, v]`.
     qkv: Vec<f32>,
-    /// One head before its norm.
-    head: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    /// One head, or one row, before its norm.
+    before: Vec<f32>,
+    inner: Inner,
+    routed: Routed,
     /// What a layer's half adds to the stream, `[rows][hidden]`.
     change: Vec<f32>,
+}
+
+/// What is between the matrices of a gated feed-forward, `[rows][ffn]`.
+#[derive(Debug, Default)]
+pub(crate) struct Inner {
+    gate: Vec<f32>,
+    up: Vec<f32>,
 }
 
 impl Forward {
@@ -82,6 +97,10 @@ impl Forward {
     ) -> Result<Self, NeuronError> {
         let mut places: Vec<Place> =
             config.layers.iter().map(|layer| Place { group: 0, layer: 0, window: None, rope: layer.rope }).collect();
+        let table = |rope: &RopeConfig| {
+            let frequencies = rope.inverse_frequencies(config.rotary_dim);
+            RopeTable::with_rest(&frequencies, rope.attention_factor(), config.head_dim, context)
+        };
         for (group, kv_group) in groups.iter().enumerate() {
             for (layer, number) in kv_group.layers.iter().enumerate() {
                 let place = &mut places[*number as usize];
@@ -91,12 +110,8 @@ impl Forward {
         Ok(Self {
             decoder,
             places,
-            rope: RopeTable::with_rest(
-                &config.inverse_frequencies(),
-                config.rope.attention_factor(),
-                config.head_dim,
-                context,
-            ),
+            rope: table(&config.rope),
+            local_rope: config.local_rope.as_ref().map(table),
             pool: Pool::new(settings.threads, settings.ordinal)?,
             isa: settings.isa,
             format: settings.weights,
@@ -105,6 +120,11 @@ impl Forward {
             head_dim: config.head_dim,
             hidden: config.hidden,
             norm_eps: config.norm_eps,
+            embedding_scale: config.embedding_scale,
+            score_scale: 1.0 / (config.query_scalar as f32).sqrt(),
+            score_cap: config.score_cap,
+            logit_cap: config.logit_cap,
+            activation: config.activation,
             block_tokens: settings.block_tokens as usize,
             buffers: Buffers::default(),
         })
@@ -116,7 +136,8 @@ impl Forward {
         buffers.stream.clear();
         for row in rows {
             let at = row.token as usize * self.hidden;
-            buffers.stream.extend_from_slice(&self.decoder.embeddings[at..at + self.hidden]);
+            let embedding = &self.decoder.embeddings[at..at + self.hidden];
+            buffers.stream.extend(embedding.iter().map(|value| value * self.embedding_scale));
         }
         for (layer, place) in self.decoder.layers.iter().zip(&self.places) {
             self.attention(layer, *place, rows, tables, kv, &mut buffers);
@@ -129,8 +150,11 @@ impl Forward {
                 let stream = &buffers.stream[row * self.hidden..(row + 1) * self.hidden];
                 rms_norm(self.isa, stream, &self.decoder.final_norm, self.norm_eps, out);
             }
-            buffers.input.prepare(self.format, self.isa);
+            self.prepare(&mut buffers.input);
             self.decoder.lm_head.multiply(&buffers.input, wanted.len(), &mut logits, &self.pool, self.isa);
+            if let Some(cap) = self.logit_cap {
+                soft_cap(self.isa, &mut logits, cap);
+            }
         }
         self.buffers = buffers;
         logits
@@ -151,11 +175,11 @@ impl Forward {
         for (row, qkv) in rows.iter().zip(buffers.qkv.chunks_exact_mut(q_width + 2 * kv_width)) {
             let position = row.position as usize;
             if let Some((q_norm, k_norm)) = &layer.qk_norm {
-                self.norm_heads(&mut qkv[..q_width], q_norm, &mut buffers.head);
-                self.norm_heads(&mut qkv[q_width..q_width + kv_width], k_norm, &mut buffers.head);
+                self.norm_each(&mut qkv[..q_width], q_norm, &mut buffers.before);
+                self.norm_each(&mut qkv[q_width..q_width + kv_width], k_norm, &mut buffers.before);
             }
-            if place.rope {
-                self.rope.rotate(&mut qkv[..q_width + kv_width], position);
+            if let Some(rope) = self.rope_of(place) {
+                rope.rotate(&mut qkv[..q_width + kv_width], position);
             }
             let block = tables[row.sequence][place.group][position / self.block_tokens];
             let (keys, values) = qkv[q_width..].split_at(kv_width);
@@ -165,33 +189,67 @@ impl Forward {
         buffers.input.reset(rows.len(), q_width);
         let out = Pieces::new(buffers.input.values_mut());
         let (qkv, kv) = (&buffers.qkv, &kv[place.group]);
-        let shared = q_width / self.kv_heads;
+        let group = self.heads / self.kv_heads;
+        let shared = group * self.head_dim;
         let spans: Vec<Span> = rows.iter().map(|row| span(row.position, place.window)).collect();
         let keys: usize = spans.iter().map(|span| span.last - span.first + 1).sum();
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
         self.pool.run(rows.len() * self.kv_heads, keys * q_width * 2, |item| {
             let (row, head) = (item / self.kv_heads, item % self.kv_heads);
             let queries = &qkv[row * (q_width + 2 * kv_width) + head * shared..][..shared];
             // SAFETY: an item is one row and one KV head; its query heads' places in the output are its own.
             let out = unsafe { out.piece(row * q_width + head * shared, shared) };
             let paged = kv.paged(place.layer, head, &tables[rows[row].sequence][place.group]);
-            attend(self.isa, queries, paged, spans[row], scale, out);
+            let sinks = layer.sinks.get(head * group..(head + 1) * group).unwrap_or_default();
+            let scores = Scores { scale: self.score_scale, cap: self.score_cap, sinks };
+            attend(self.isa, queries, paged, spans[row], scores, out);
         });
-        buffers.input.prepare(self.format, self.isa);
+        self.prepare(&mut buffers.input);
         self.product(&layer.output, &buffers.input, rows.len(), &mut buffers.change);
-        add(&mut buffers.stream, &buffers.change);
+        self.add(layer.post_attention_norm.as_deref(), buffers);
     }
 
     fn feed_forward(&self, layer: &Layer, count: usize, buffers: &mut Buffers) {
         self.normed(&layer.ffn_norm, count, buffers);
-        self.product(&layer.gate, &buffers.input, count, &mut buffers.gate);
-        self.product(&layer.up, &buffers.input, count, &mut buffers.up);
-        gated_silu(self.isa, &mut buffers.gate, &buffers.up);
-        buffers.input.reset(count, layer.gate.width());
-        buffers.input.values_mut().copy_from_slice(&buffers.gate);
-        buffers.input.prepare(self.format, self.isa);
-        self.product(&layer.down, &buffers.input, count, &mut buffers.change);
-        add(&mut buffers.stream, &buffers.change);
+        let Buffers { input, inner, routed, change, .. } = &mut *buffers;
+        match &layer.feed_forward {
+            FeedForward::Dense(gated) => self.gated(gated, input, count, inner, change),
+            FeedForward::Experts(experts) => self.experts(experts, input, count, inner, routed, change),
+        }
+        self.add(layer.post_ffn_norm.as_deref(), buffers);
+    }
+
+    /// `down(activation(gate(input), up(input)))` for every row; `input` is used up.
+    pub(crate) fn gated(&self, gated: &Gated, input: &mut Rows, count: usize, inner: &mut Inner, out: &mut Vec<f32>) {
+        self.product(&gated.gate, input, count, &mut inner.gate);
+        self.product(&gated.up, input, count, &mut inner.up);
+        match self.activation {
+            Activation::Silu => gated_silu(self.isa, &mut inner.gate, &inner.up),
+            Activation::GeluTanh => gated_gelu(self.isa, &mut inner.gate, &inner.up),
+            Activation::ClampedSwiglu { alpha, limit } => {
+                clamped_swiglu(self.isa, &mut inner.gate, &inner.up, alpha, limit);
+            }
+        }
+        input.reset(count, gated.gate.width());
+        input.values_mut().copy_from_slice(&inner.gate);
+        self.prepare(input);
+        self.product(&gated.down, input, count, out);
+    }
+
+    /// Adds to the stream what a half of a layer made, which some families norm first.
+    fn add(&self, post_norm: Option<&[f32]>, buffers: &mut Buffers) {
+        if let Some(weight) = post_norm {
+            self.norm_each(&mut buffers.change, weight, &mut buffers.before);
+        }
+        buffers.stream.iter_mut().zip(&buffers.change).for_each(|(stream, change)| *stream += change);
+    }
+
+    /// What turns a layer's queries and keys.
+    fn rope_of(&self, place: Place) -> Option<&RopeTable> {
+        match place.rope {
+            LayerRope::Unturned => None,
+            LayerRope::Global => Some(&self.rope),
+            LayerRope::Local => self.local_rope.as_ref(),
+        }
     }
 
     /// The stream, normed, as input of the next product.
@@ -201,19 +259,24 @@ impl Forward {
         for (row, out) in buffers.stream.chunks_exact(self.hidden).zip(out) {
             rms_norm(self.isa, row, weight, self.norm_eps, out);
         }
-        buffers.input.prepare(self.format, self.isa);
+        self.prepare(&mut buffers.input);
     }
 
-    /// Norms every head of `heads` by itself, in place; `head` is room for one.
-    fn norm_heads(&self, heads: &mut [f32], weight: &[f32], head: &mut Vec<f32>) {
-        for out in heads.chunks_exact_mut(self.head_dim) {
-            head.clear();
-            head.extend_from_slice(out);
-            rms_norm(self.isa, head, weight, self.norm_eps, out);
+    /// Norms each piece of `pieces` as long as `weight` by itself, in place; `before` is room for one.
+    fn norm_each(&self, pieces: &mut [f32], weight: &[f32], before: &mut Vec<f32>) {
+        for out in pieces.chunks_exact_mut(weight.len()) {
+            before.clear();
+            before.extend_from_slice(out);
+            rms_norm(self.isa, before, weight, self.norm_eps, out);
         }
     }
 
-    fn product(&self, matrix: &Matrix, rows: &Rows, count: usize, out: &mut Vec<f32>) {
+    /// Makes rows ready for products with the model's matrices.
+    pub(crate) fn prepare(&self, rows: &mut Rows) {
+        rows.prepare(self.format, self.isa);
+    }
+
+    pub(crate) fn product(&self, matrix: &Matrix, rows: &Rows, count: usize, out: &mut Vec<f32>) {
         out.resize(count * matrix.width(), 0.0);
         matrix.multiply(rows, count, out, &self.pool, self.isa);
     }
@@ -223,8 +286,4 @@ impl Forward {
 fn span(position: u32, window: Option<u32>) -> Span {
     let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
     Span { first: first as usize, last: position as usize }
-}
-
-fn add(stream: &mut [f32], change: &[f32]) {
-    stream.iter_mut().zip(change).for_each(|(stream, change)| *stream += change);
 }

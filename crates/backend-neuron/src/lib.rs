@@ -9,15 +9,17 @@
 //! in one fixed order, whatever the batch, the tile, the thread or the instruction set; that is why neither threads nor
 //! instruction sets are part of the numerics class.
 
+mod decoder;
 mod device;
+mod experts;
 mod forward;
 pub mod kernels;
 mod kv;
 pub mod limits;
+mod matrix;
 mod plan;
 mod pool;
 mod settings;
-mod weights;
 
 pub use device::NeuronDevice;
 pub use kernels::Isa;

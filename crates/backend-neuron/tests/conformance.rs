@@ -6,7 +6,7 @@
 use holdfast_backend::Backend;
 use holdfast_backend::conformance::{self, Report, Tolerance};
 use holdfast_backend_neuron::{KvSize, NeuronDevice, NeuronSettings, WeightFormat};
-use holdfast_model::random::MicroFamily::{Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
+use holdfast_model::random::MicroFamily::{Gemma2, Gemma3, GptOss, Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
 use holdfast_model::random::{MICRO_VOCABULARY, MicroDtype, MicroRope, MicroShape};
 use holdfast_model::{DecoderConfig, Model, Reference, Weights};
 
@@ -58,7 +58,14 @@ fn shapes() -> Vec<MicroShape> {
         MicroShape { family: SmolLm3, attention_bias: true, layers: 4, seed: 15, ..micro.clone() },
         MicroShape { family: SmolLm3, window: Some(17), layers: 3, seed: 16, ..micro.clone() },
         MicroShape { family: Phi3, rope: MicroRope::LongRope, tied: false, seed: 17, ..micro.clone() },
-        MicroShape { family: Phi3, rotary_share: 0.75, head_dim: 24, window: Some(33), seed: 18, ..micro },
+        MicroShape { family: Phi3, rotary_share: 0.75, head_dim: 24, window: Some(33), seed: 18, ..micro.clone() },
+        MicroShape { family: Gemma2, window: Some(18), query_scalar: Some(11), layers: 3, seed: 19, ..micro.clone() },
+        MicroShape { family: Gemma2, attention_bias: true, head_dim: 12, kv_heads: 4, seed: 20, ..micro.clone() },
+        MicroShape { family: Gemma3, window: Some(7), kv_heads: 1, layers: 4, seed: 21, ..micro.clone() },
+        MicroShape { family: Gemma3, rope: MicroRope::Linear, window: Some(30), layers: 3, seed: 22, ..micro.clone() },
+        MicroShape { family: GptOss, rope: MicroRope::Yarn, window: Some(16), tied: false, seed: 23, ..micro.clone() },
+        MicroShape { family: GptOss, experts: 9, heads: 6, kv_heads: 2, ffn: 40, layers: 3, seed: 24, ..micro.clone() },
+        MicroShape { family: GptOss, packed: true, window: Some(5), ffn: 64, seed: 25, ..micro },
     ]
 }
 
@@ -77,6 +84,8 @@ fn f32_is_the_reference_within_rounding() {
 #[test]
 fn int8_is_near_the_reference() {
     for shape in shapes() {
+        // A router that leaves no choice: where there is one, a small change may be another choice, and is far away then.
+        let shape = MicroShape { experts: 2, ..shape };
         let settings = NeuronSettings { weights: WeightFormat::Int8, ..settings() };
         let report = suite(&shape.build().unwrap(), &settings, Tolerance { abs: 0.6, rel: 0.0 });
         assert!(report.relative_rms_error < 0.016, "{report:?}");

@@ -5,7 +5,7 @@
 use holdfast_backend::conformance::PlanBuilder;
 use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDirection};
 use holdfast_backend_neuron::{Isa, KvSize, NeuronDevice, NeuronError, NeuronSettings, WeightFormat};
-use holdfast_model::random::MicroFamily::{Phi3, Qwen2, Qwen3, SmolLm3};
+use holdfast_model::random::MicroFamily::{Gemma2, Gemma3, GptOss, Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
 use holdfast_model::random::{MicroRope, MicroShape};
 use holdfast_model::{Model, ModelSource};
 use holdfast_types::{BlockId, LateInputs, OutputRequest, Precision, SamplingParams, SlotSampling};
@@ -63,9 +63,21 @@ fn threads_and_instruction_sets_change_no_bit() {
             .build()
             .unwrap(),
         MicroShape { family: SmolLm3, layers: 3, seed: 14, ..micro.clone() }.build().unwrap(),
-        MicroShape { family: Phi3, rope: MicroRope::LongRope, rotary_share: 0.5, head_dim: 20, seed: 15, ..micro }
+        MicroShape {
+            family: Phi3,
+            rope: MicroRope::LongRope,
+            rotary_share: 0.5,
+            head_dim: 20,
+            seed: 15,
+            ..micro.clone()
+        }
+        .build()
+        .unwrap(),
+        MicroShape { family: Gemma2, window: Some(20), head_dim: 22, ffn: 77, seed: 16, ..micro.clone() }
             .build()
             .unwrap(),
+        MicroShape { family: Gemma3, window: Some(9), layers: 3, seed: 17, ..micro.clone() }.build().unwrap(),
+        MicroShape { family: GptOss, hidden: 250, ffn: 300, window: Some(17), seed: 18, ..micro }.build().unwrap(),
         Model::load(&ModelSource::resolve(ModelSource::BUILT_IN[0]).unwrap()).unwrap(),
     ];
     for model in &models {
@@ -121,4 +133,71 @@ fn two_writers_of_one_block_are_rejected() {
     device.collect(ticket, &LateInputs::default()).unwrap();
     device.begin_copy(export(2)).unwrap();
     assert_eq!(device.poll_copies().len(), 2);
+}
+
+/// A row's bits do not depend on the rows that its experts compute beside it.
+#[test]
+fn experts_do_not_mix_rows() {
+    let model =
+        MicroShape { family: GptOss, window: Some(17), experts: 7, layers: 3, seed: 19, ..MicroShape::default() };
+    let model = model.build().unwrap();
+    for weights in [WeightFormat::F32, WeightFormat::Int8] {
+        // The logits of every token of one sequence, in chunks of these lengths, beside so many rows of another one.
+        let logits = |chunks: &[usize], others: u32| {
+            let mut device =
+                NeuronDevice::new(model.config(), model.weights(), &NeuronSettings { weights, ..small() }).unwrap();
+            let precision = device.describe().precisions[0];
+            let tokens: Vec<u32> = (0..40).map(|at| (at * 31 + 5) % device.describe().vocab_size).collect();
+            let mut plan = PlanBuilder::new(1).open(0, sampling()).open(1, sampling());
+            for group in 0..device.describe().kv_groups.len() as u16 {
+                plan = plan.table(0, group, 0, &[3, 9, 1]).table(1, group, 0, &[7, 0]);
+            }
+            let (mut bits, mut start) = (Vec::new(), 0);
+            for (step, length) in chunks.iter().enumerate() {
+                plan = plan.rows(0, start as u32, &tokens[start..start + length], precision);
+                for row in 0..*length {
+                    plan = plan.want(row as u32, OutputRequest::Logits);
+                }
+                if others > 0 && step < 2 {
+                    let rows: Vec<u32> = (0..others).map(|at| (at * 7 + step as u32) % 200).collect();
+                    plan = plan.rows(1, step as u32 * others, &rows, precision);
+                }
+                let ticket = device.submit(&plan.build()).unwrap();
+                let output = device.collect(ticket, &LateInputs::default()).unwrap().sequences.remove(0);
+                bits.extend(output.logits.iter().flat_map(|(_, logits)| logits.iter().map(|logit| logit.to_bits())));
+                start += length;
+                plan = PlanBuilder::new(step as u64 + 2);
+            }
+            bits
+        };
+        let alone = logits(&[1; 40], 0);
+        for (chunks, others) in [(&[40][..], 0), (&[3, 4, 5, 28], 13), (&[1, 38, 1], 9), (&[17, 23], 16)] {
+            assert!(logits(chunks, others) == alone, "{weights:?}: {chunks:?} beside {others}");
+        }
+    }
+}
+
+#[test]
+fn blocks_behind_a_window_need_not_be_in_the_table() {
+    let model = MicroShape { family: Mistral, window: Some(20), seed: 20, ..MicroShape::default() }.build().unwrap();
+    let mut device = NeuronDevice::new(model.config(), model.weights(), &small()).unwrap();
+    let tokens: Vec<u32> = (0..56).collect();
+    let mut step = |plan: PlanBuilder| {
+        let ticket = device.submit(&plan.build()).unwrap();
+        device.collect(ticket, &LateInputs::default()).unwrap().sequences.remove(0).logits
+    };
+    let prompt = PlanBuilder::new(1).open(0, sampling()).table(0, 0, 0, &[3, 9, 1, 4]);
+    step(prompt.rows(0, 0, &tokens[..48], Precision::Native).want(47, OutputRequest::Logits));
+    let rest = |plan: PlanBuilder| {
+        plan.rows(0, 48, &tokens[48..], Precision::Native).want(0, OutputRequest::Logits).want(7, OutputRequest::Logits)
+    };
+    let want = step(rest(PlanBuilder::new(2)));
+    // Row 48 sees positions from 29 on. Another sequence takes the first block, in the same step and before it.
+    let other = PlanBuilder::new(3).open(1, sampling()).table(1, 0, 0, &[3]);
+    step(other.rows(1, 0, &[7; 9], Precision::Native).want(8, OutputRequest::Logits));
+    assert_eq!(step(rest(PlanBuilder::new(4)).rows(1, 9, &[8; 7], Precision::Native)), want);
+    // A slot that never had the entry.
+    let fresh = PlanBuilder::new(5).close(0).open(2, sampling()).table(2, 0, 1, &[9, 1, 4]);
+    let fresh = fresh.rows(2, 48, &tokens[48..], Precision::Native);
+    assert_eq!(step(fresh.want(0, OutputRequest::Logits).want(7, OutputRequest::Logits)), want);
 }

@@ -14,6 +14,7 @@ mod gguf;
 mod inventory;
 mod messages;
 mod model;
+mod mxfp4;
 mod overrides;
 mod pebble;
 pub mod random;
@@ -30,8 +31,8 @@ mod weights;
 
 pub use bytes::Utf8Assembler;
 pub use config::{
-    ARCHITECTURES, Architecture, BiasRule, DecoderConfig, GgufForm, LayerConfig, LayerPart, RopeConfig, RopeScaling,
-    TensorNames, TensorRole, TensorSpec, WindowRule,
+    ARCHITECTURES, Activation, Architecture, BiasRule, CapRule, DecoderConfig, ExpertsConfig, GgufForm, LayerConfig,
+    LayerPart, LayerRope, RopeConfig, RopeScaling, Storage, TensorNames, TensorRole, TensorSpec, WindowRule,
 };
 pub use error::{ModelError, RenderError};
 pub use form::{CallLayout, ParsedCall, ToolCallForm, recipient};

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::bytes::char_of;
 use crate::weights::WeightBytes;
-use crate::{DecoderConfig, Model, ModelError, TensorRole, TextFiles};
+use crate::{DecoderConfig, LayerPart, Model, ModelError, Storage, TensorRole, TensorSpec, TextFiles};
 
 /// Added tokens of the micro tokenizer, by id: content and whether special.
 pub const MICRO_TOKENS: [(&str, bool); 5] = [
@@ -69,13 +69,20 @@ pub struct MicroShape {
     pub context_limit: u32,
     /// Which family's conventions the files follow.
     pub family: MicroFamily,
-    /// Biases on attention, for families that may have them: Llama, Qwen3 and SmolLM3.
+    /// Biases on attention, for families that may have them: Llama, Qwen3, SmolLM3 and Gemma. gpt-oss always has them.
     pub attention_bias: bool,
     /// Biases on the feed-forward, for families that may have them: Llama and SmolLM3.
     pub mlp_bias: bool,
     /// Sliding window of the layers that the family gives one: all of Mistral and Phi-3, in Qwen2 and Qwen3 all but the first, in SmolLM3
-    /// those that do not turn (every second here). Llama has none.
+    /// those that do not turn (every second here), in Gemma 2 and gpt-oss every second from the first on, in Gemma 3 all but every third.
+    /// Llama has none.
     pub window: Option<u32>,
+    /// Scores are divided by its root, in Gemma; `None` is `head_dim`.
+    pub query_scalar: Option<usize>,
+    /// Experts of each layer, for gpt-oss; two of them are chosen for a token.
+    pub experts: usize,
+    /// Experts' matrices are in MXFP4, for gpt-oss; `hidden` and `ffn` are multiples of 32.
+    pub packed: bool,
     /// The output matrix is the embedding.
     pub tied: bool,
     /// How rotary frequencies are stretched.
@@ -98,6 +105,9 @@ pub enum MicroFamily {
     Qwen3,
     SmolLm3,
     Phi3,
+    Gemma2,
+    Gemma3,
+    GptOss,
 }
 
 impl MicroFamily {
@@ -110,6 +120,9 @@ impl MicroFamily {
             Self::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
             Self::SmolLm3 => ("SmolLM3ForCausalLM", "smollm3"),
             Self::Phi3 => ("Phi3ForCausalLM", "phi3"),
+            Self::Gemma2 => ("Gemma2ForCausalLM", "gemma2"),
+            Self::Gemma3 => ("Gemma3ForCausalLM", "gemma3_text"),
+            Self::GptOss => ("GptOssForCausalLM", "gpt_oss"),
         }
     }
 }
@@ -121,11 +134,18 @@ pub enum MicroRope {
     Plain,
     /// As Llama 3.1's, from 64 tokens.
     Llama3,
+    /// Every frequency divided by 8; in Gemma 3, those of layers without windows.
+    Linear,
     /// By YaRN, from 64 tokens.
     Yarn,
     /// By LongRoPE, from [`MICRO_LONG_ROPE_CONTEXT`] tokens.
     LongRope,
 }
+
+/// Bounds that the numbers of a micro model often reach.
+const MICRO_SCORE_CAP: f64 = 1.5;
+const MICRO_LOGIT_CAP: f64 = 4.0;
+const MICRO_SWIGLU_LIMIT: f64 = 0.75;
 
 /// Context that [`MicroRope::LongRope`] stretches: a context limit beyond it takes the long factors.
 pub const MICRO_LONG_ROPE_CONTEXT: u32 = 16;
@@ -154,6 +174,9 @@ impl Default for MicroShape {
             attention_bias: false,
             mlp_bias: false,
             window: None,
+            query_scalar: None,
+            experts: 5,
+            packed: false,
             tied: true,
             rope: MicroRope::Plain,
             rotary_share: 1.0,
@@ -207,6 +230,21 @@ impl MicroShape {
                 config["partial_rotary_factor"] = json!(self.rotary_share);
                 config["original_max_position_embeddings"] = json!(MICRO_LONG_ROPE_CONTEXT);
             }
+            MicroFamily::Gemma2 => config["attn_logit_softcapping"] = json!(MICRO_SCORE_CAP),
+            MicroFamily::Gemma3 => {
+                config["sliding_window_pattern"] = json!(3);
+                config["rope_local_base_freq"] = json!(100.0);
+            }
+            MicroFamily::GptOss => {
+                config["attention_bias"] = json!(true);
+                config["num_local_experts"] = json!(self.experts);
+                config["num_experts_per_tok"] = json!(2);
+                config["swiglu_limit"] = json!(MICRO_SWIGLU_LIMIT);
+                if self.packed {
+                    config["quantization_config"] =
+                        json!({"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]});
+                }
+            }
             MicroFamily::Qwen2 | MicroFamily::Qwen3 | MicroFamily::SmolLm3 => {
                 config["use_sliding_window"] = json!(self.window.is_some());
                 config["sliding_window"] = json!(self.window);
@@ -215,6 +253,16 @@ impl MicroShape {
         }
         if self.family == MicroFamily::SmolLm3 {
             config["no_rope_layer_interval"] = json!(2);
+        }
+        // These families' files always have a window; one that holds everything is none.
+        if matches!(self.family, MicroFamily::Gemma2 | MicroFamily::Gemma3 | MicroFamily::GptOss) {
+            config["sliding_window"] = json!(self.window.unwrap_or(self.context_limit));
+        }
+        if matches!(self.family, MicroFamily::Gemma2 | MicroFamily::Gemma3) {
+            config["hidden_act"] = Value::Null;
+            config["hidden_activation"] = json!("gelu_pytorch_tanh");
+            config["query_pre_attn_scalar"] = json!(self.query_scalar.unwrap_or(self.head_dim));
+            config["final_logit_softcapping"] = json!(MICRO_LOGIT_CAP);
         }
         TextFiles {
             config: config.to_string(),
@@ -230,9 +278,10 @@ impl MicroShape {
             MicroRope::Plain => Value::Null,
             MicroRope::Llama3 => json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
+            MicroRope::Linear => json!({"rope_type": "linear", "factor": 8.0}),
             // Bounds that leave some pairs of a small head between them.
             MicroRope::Yarn => json!({"rope_type": "yarn", "factor": 8.0, "beta_fast": 8.0, "beta_slow": 0.25,
-                "original_max_position_embeddings": 64}),
+                "original_max_position_embeddings": 64, "truncate": self.family != MicroFamily::GptOss}),
             MicroRope::LongRope => {
                 let pairs = (self.head_dim as f64 * self.rotary_share) as usize / 2;
                 let factors = |step: f64| (0..pairs).map(|pair| 1.0 + step * pair as f64).collect::<Vec<_>>();
@@ -244,44 +293,128 @@ impl MicroShape {
     fn weights_file(&self) -> Result<Vec<u8>, ModelError> {
         let path = Path::new("micro");
         let config = DecoderConfig::parse(&self.text_files().config, path)?;
+        let offset = config.row().norm_offset;
         let mut random = SplitMix(self.seed);
-        // Parts that share a name are rows of one tensor.
-        let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+        let mut tensors: Vec<Stored> = Vec::new();
         for spec in config.tensors() {
             let size: usize = spec.shape.iter().product();
             let scale = match spec.role {
                 TensorRole::Embedding => 1.0,
-                // Keeps the size of what flows through; see `spec.shape[1]`, the width that is summed over.
-                _ if spec.shape.len() == 2 => 1.0 / (spec.shape[1] as f32).sqrt(),
+                TensorRole::Layer(_, LayerPart::GateBias | LayerPart::UpBias | LayerPart::DownBias) => 0.1,
+                // Keeps the size of what flows through; the last dimension is the width that is summed over.
+                _ if spec.shape.len() >= 2 => 1.0 / (spec.shape[spec.shape.len() - 1] as f32).sqrt(),
                 _ => 0.1,
             };
-            let is_norm = spec.name.ends_with("norm.weight");
-            let centre = if is_norm { 1.0 } else { 0.0 };
-            let values = (0..size).map(|_| centre + scale * random.signed());
-            let bytes: Vec<u8> = match self.dtype {
-                MicroDtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
-                MicroDtype::Bf16 => values.flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect(),
-            };
-            match tensors.iter_mut().find(|(name, ..)| *name == spec.name) {
-                Some((_, shape, begun)) => {
-                    shape[0] += spec.shape[0];
-                    begun.extend(bytes);
-                }
-                None => tensors.push((spec.name, spec.shape, bytes)),
+            let centre = if spec.role.is_norm() { 1.0 - offset } else { 0.0 };
+            let values: Vec<f32> = (0..size).map(|_| centre + scale * random.signed()).collect();
+            match spec.storage {
+                Storage::Rows => self.store_rows(&mut tensors, spec, &values),
+                Storage::Transposed { from, of } => self.store_transposed(&mut tensors, spec, &values, (from, of)),
+                Storage::Packed { from, of } => store_packed(&mut tensors, spec, &values, (from, of)),
             }
         }
-        let dtype = match self.dtype {
-            MicroDtype::F32 => Dtype::F32,
-            MicroDtype::Bf16 => Dtype::BF16,
-        };
         let wrong =
             |e: safetensors::SafeTensorError| ModelError::Weights { path: path.to_owned(), problem: e.to_string() };
         let views = tensors
             .iter()
-            .map(|(name, shape, bytes)| Ok((name, TensorView::new(dtype, shape.clone(), bytes)?)))
+            .map(|stored| Ok((&stored.name, TensorView::new(stored.dtype, stored.shape.clone(), &stored.bytes)?)))
             .collect::<Result<Vec<_>, _>>()
             .map_err(wrong)?;
         serialize(views, None).map_err(wrong)
+    }
+
+    fn dtype(&self) -> Dtype {
+        match self.dtype {
+            MicroDtype::F32 => Dtype::F32,
+            MicroDtype::Bf16 => Dtype::BF16,
+        }
+    }
+
+    /// An element as the files have it.
+    fn bytes(&self, value: f32) -> Vec<u8> {
+        match self.dtype {
+            MicroDtype::F32 => value.to_le_bytes().into(),
+            MicroDtype::Bf16 => ((value.to_bits() >> 16) as u16).to_le_bytes().into(),
+        }
+    }
+
+    /// Parts that share a name are rows of one tensor.
+    fn store_rows(&self, tensors: &mut Vec<Stored>, spec: TensorSpec, values: &[f32]) {
+        let bytes = values.iter().flat_map(|value| self.bytes(*value));
+        match tensors.iter_mut().find(|stored| stored.name == spec.name) {
+            Some(begun) => {
+                begun.shape[0] += spec.shape[0];
+                begun.bytes.extend(bytes);
+            }
+            None => {
+                let bytes = bytes.collect();
+                tensors.push(Stored { name: spec.name, shape: spec.shape, dtype: self.dtype(), bytes });
+            }
+        }
+    }
+
+    /// Output i of an expert becomes column `of * i + from` of `[experts, in, of * out]`.
+    fn store_transposed(
+        &self,
+        tensors: &mut Vec<Stored>,
+        spec: TensorSpec,
+        values: &[f32],
+        (from, of): (usize, usize),
+    ) {
+        let (experts, outputs, depth) = (spec.shape[0], spec.shape[1], spec.shape.get(2).copied());
+        let shape: Vec<_> = [experts].into_iter().chain(depth).chain([of * outputs]).collect();
+        let (depth, width) = (depth.unwrap_or(1), self.bytes(0.0).len());
+        let bytes = room(tensors, spec.name, shape, self.dtype(), width);
+        for (index, value) in values.iter().enumerate() {
+            let (row, element) = (index / depth, index % depth);
+            let (expert, output) = (row / outputs, row % outputs);
+            let place = (expert * depth + element) * of * outputs + of * output + from;
+            bytes[place * width..][..width].copy_from_slice(&self.bytes(*value));
+        }
+    }
+}
+
+/// A tensor of a file.
+struct Stored {
+    name: String,
+    shape: Vec<usize>,
+    dtype: Dtype,
+    bytes: Vec<u8>,
+}
+
+/// The bytes of a tensor, zero at first; `width` is that of an element.
+fn room(tensors: &mut Vec<Stored>, name: String, shape: Vec<usize>, dtype: Dtype, width: usize) -> &mut [u8] {
+    let at = tensors.iter().position(|stored| stored.name == name).unwrap_or(tensors.len());
+    if at == tensors.len() {
+        let bytes = vec![0; shape.iter().product::<usize>() * width];
+        tensors.push(Stored { name, shape, dtype, bytes });
+    }
+    &mut tensors[at].bytes
+}
+
+/// Row i of an expert becomes row `of * i + from` of blocks and scales. The values only decide which of the sixteen numbers stands in a
+/// place: these are spread evenly, under scales that keep the size of what flows through.
+fn store_packed(tensors: &mut Vec<Stored>, spec: TensorSpec, values: &[f32], (from, of): (usize, usize)) {
+    /// Bytes of a block of 32 elements.
+    const BLOCK: usize = 16;
+    let (experts, outputs, depth) = (spec.shape[0], spec.shape[1], spec.shape[2]);
+    let per_row = depth / (2 * BLOCK);
+    let largest = 1.0 / (depth as f32).sqrt();
+    let nibble = |value: f32| ((value / largest + 1.0) * 8.0).clamp(0.0, 15.0) as u8;
+    // 6, the largest number, is a little less than 2^3.
+    let scale = (127.0 + largest.log2().round()) as u8 - 3;
+    let rows = values.chunks_exact(depth).enumerate().map(|(row, values)| (row * of + from, values));
+    let shape = vec![experts, of * outputs, per_row];
+    let scales = room(tensors, format!("{}_scales", spec.name), shape.clone(), Dtype::U8, 1);
+    for (row, _) in rows.clone() {
+        // Neighbouring rows have different scales.
+        scales[row * per_row..][..per_row].fill(scale + (row % 2) as u8);
+    }
+    let shape = shape.into_iter().chain([BLOCK]).collect();
+    let blocks = room(tensors, format!("{}_blocks", spec.name), shape, Dtype::U8, 1);
+    for (row, values) in rows {
+        let pairs = values.chunks_exact(2).map(|pair| nibble(pair[0]) | nibble(pair[1]) << 4);
+        blocks[row * per_row * BLOCK..].iter_mut().zip(pairs).for_each(|(byte, pair)| *byte = pair);
     }
 }
 

@@ -2,11 +2,14 @@
 //!
 //! In: a model and tokens. Out: logits at every position. Plain f32 on candle-core, from scratch each time: no cache, no
 //! batching, nothing clever, one line per operation of the published model (Llama: Touvron et al., 2023; grouped-query
-//! attention: Ainslie et al., 2023; rotary embedding: Su et al., 2021). Deliberately not here: speed.
+//! attention: Ainslie et al., 2023; rotary embedding: Su et al., 2021; soft caps: Gemma 2; attention sinks and the mixture of experts:
+//! gpt-oss). Deliberately not here: speed.
 
 use candle_core::{D, Device, Error, Result, Tensor};
 
-use crate::{DecoderConfig, Model, ModelError};
+use crate::{
+    Activation, DecoderConfig, ExpertsConfig, LayerConfig, LayerRope, LayerWeights, Model, ModelError, RopeConfig,
+};
 
 /// A model ready for reference forwards. Holds a copy of the weights.
 pub struct Reference {
@@ -24,14 +27,32 @@ struct Layer {
     v: Linear,
     /// Of q and of k.
     qk_norm: Option<(Tensor, Tensor)>,
+    /// `[heads, 1, 1]`.
+    sinks: Option<Tensor>,
     output: Linear,
+    post_attention_norm: Option<Tensor>,
     ffn_norm: Tensor,
+    feed_forward: FeedForward,
+    post_ffn_norm: Option<Tensor>,
+    rope: LayerRope,
+    window: Option<u32>,
+}
+
+enum FeedForward {
+    Dense(Gated),
+    Experts { config: ExpertsConfig, router: Linear, experts: Vec<Gated> },
+}
+
+struct Gated {
     gate: Linear,
     up: Linear,
     down: Linear,
-    /// Queries and keys turn.
-    rope: bool,
-    window: Option<u32>,
+}
+
+/// Cosines and sines, `[tokens, rotary_dim / 2]` each.
+struct Rotation {
+    cos: Tensor,
+    sin: Tensor,
 }
 
 struct Linear {
@@ -67,46 +88,35 @@ impl Reference {
     fn build(model: &Model) -> Result<Self> {
         let (config, weights) = (model.config(), model.weights());
         let (hidden, vocab) = (config.hidden, config.vocab_size as usize);
-        let (q, kv, ffn) = (config.q_width(), config.kv_width(), config.ffn);
-        let mut layers = Vec::with_capacity(config.layers.len());
-        for (i, layer) in config.layers.iter().enumerate() {
-            let w = weights.layer(i);
-            layers.push(Layer {
-                attention_norm: vector(w.attention_norm)?,
-                q: Linear::new(w.q, w.q_bias, q, hidden)?,
-                k: Linear::new(w.k, w.k_bias, kv, hidden)?,
-                v: Linear::new(w.v, w.v_bias, kv, hidden)?,
-                qk_norm: w.q_norm.zip(w.k_norm).map(|(q, k)| Ok::<_, Error>((vector(q)?, vector(k)?))).transpose()?,
-                output: Linear::new(w.output, w.output_bias, hidden, q)?,
-                ffn_norm: vector(w.ffn_norm)?,
-                gate: Linear::new(w.gate, w.gate_bias, ffn, hidden)?,
-                up: Linear::new(w.up, w.up_bias, ffn, hidden)?,
-                down: Linear::new(w.down, w.down_bias, hidden, ffn)?,
-                rope: layer.rope,
-                window: layer.window,
-            });
-        }
+        let layers = config.layers.iter().enumerate().map(|(i, layer)| Layer::new(config, layer, &weights.layer(i)));
         Ok(Self {
             config: config.clone(),
             embedding: Tensor::from_slice(weights.embeddings(), (vocab, hidden), &Device::Cpu)?,
-            layers,
+            layers: layers.collect::<Result<_>>()?,
             final_norm: vector(weights.final_norm())?,
             lm_head: Tensor::from_slice(weights.lm_head(), (vocab, hidden), &Device::Cpu)?,
         })
     }
 
     fn forward(&self, tokens: &[u32]) -> Result<Tensor> {
+        let config = &self.config;
         let ids = Tensor::from_slice(tokens, tokens.len(), &Device::Cpu)?;
-        let (cos, sin) = self.rotations(tokens.len())?;
-        let mut x = self.embedding.index_select(&ids, 0)?;
+        let global = self.rotation(&config.rope, tokens.len())?;
+        let local = config.local_rope.as_ref().map(|rope| self.rotation(rope, tokens.len())).transpose()?;
+        let mut x = (self.embedding.index_select(&ids, 0)? * f64::from(config.embedding_scale))?;
         for layer in &self.layers {
-            let attended = self.attention(layer, &self.norm(&x, &layer.attention_norm)?, &cos, &sin)?;
-            x = (x + attended)?;
-            let normed = self.norm(&x, &layer.ffn_norm)?;
-            let gated = (layer.gate.apply(&normed)?.silu()? * layer.up.apply(&normed)?)?;
-            x = (x + layer.down.apply(&gated)?)?;
+            let rotation = match layer.rope {
+                LayerRope::Unturned => None,
+                LayerRope::Global => Some(&global),
+                LayerRope::Local => local.as_ref(),
+            };
+            let attended = self.attention(layer, &self.norm(&x, &layer.attention_norm)?, rotation)?;
+            x = (x + self.post_norm(attended, layer.post_attention_norm.as_ref())?)?;
+            let fed = self.feed_forward(&layer.feed_forward, &self.norm(&x, &layer.ffn_norm)?)?;
+            x = (x + self.post_norm(fed, layer.post_ffn_norm.as_ref())?)?;
         }
-        self.norm(&x, &self.final_norm)?.matmul(&self.lm_head.t()?)
+        let logits = self.norm(&x, &self.final_norm)?.matmul(&self.lm_head.t()?)?;
+        capped(logits, config.logit_cap)
     }
 
     /// `x / sqrt(mean(x²) + eps) * weight`, over the last axis.
@@ -115,7 +125,12 @@ impl Reference {
         x.broadcast_div(&root)?.broadcast_mul(weight)
     }
 
-    fn attention(&self, layer: &Layer, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    /// What a half of a layer adds, for families that norm it.
+    fn post_norm(&self, x: Tensor, weight: Option<&Tensor>) -> Result<Tensor> {
+        weight.map_or(Ok(x.clone()), |weight| self.norm(&x, weight))
+    }
+
+    fn attention(&self, layer: &Layer, x: &Tensor, rotation: Option<&Rotation>) -> Result<Tensor> {
         let config = &self.config;
         let length = x.dim(0)?;
         // [tokens, heads * dim] to [heads, tokens, dim].
@@ -125,8 +140,8 @@ impl Reference {
         if let Some((q_norm, k_norm)) = &layer.qk_norm {
             (q, k) = (self.norm(&q, q_norm)?, self.norm(&k, k_norm)?);
         }
-        if layer.rope {
-            (q, k) = (rotate(&q, cos, sin)?, rotate(&k, cos, sin)?);
+        if let Some(rotation) = rotation {
+            (q, k) = (rotation.turn(&q)?, rotation.turn(&k)?);
         }
         let v = heads(layer.v.apply(x)?, config.kv_heads)?;
         // Query head i reads key head i / group.
@@ -138,23 +153,105 @@ impl Reference {
                 config.head_dim,
             ))
         };
-        let scale = 1.0 / (config.head_dim as f64).sqrt();
+        let scale = 1.0 / config.query_scalar.sqrt();
         let scores = (q.matmul(&repeat(k)?.transpose(1, 2)?.contiguous()?)? * scale)?;
-        let scores = scores.broadcast_add(&mask(length, layer.window)?)?;
+        let mut scores = capped(scores, config.score_cap)?.broadcast_add(&mask(length, layer.window)?)?;
+        if let Some(sinks) = &layer.sinks {
+            scores = Tensor::cat(&[scores, sinks.broadcast_as((config.heads, length, 1))?], D::Minus1)?;
+        }
         let exponentials = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
         let shares = exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)?;
-        let mixed = shares.matmul(&repeat(v)?.contiguous()?)?;
+        // A sink takes a share and has nothing to mix.
+        let mixed = shares.narrow(D::Minus1, 0, length)?.contiguous()?.matmul(&repeat(v)?.contiguous()?)?;
         layer.output.apply(&mixed.transpose(0, 1)?.reshape((length, config.q_width()))?)
     }
 
-    /// Cosine and sine of position times frequency, times the attention factor, `[tokens, rotary_dim / 2]` each.
-    fn rotations(&self, length: usize) -> Result<(Tensor, Tensor)> {
-        let frequencies = self.config.inverse_frequencies();
-        let factor = self.config.rope.attention_factor();
+    fn feed_forward(&self, feed_forward: &FeedForward, x: &Tensor) -> Result<Tensor> {
+        match feed_forward {
+            FeedForward::Dense(gated) => gated.apply(x, self.config.activation),
+            FeedForward::Experts { config, router, experts } => {
+                let shares = shares(&router.apply(x)?, config.chosen)?;
+                let mut sum = x.zeros_like()?;
+                for (i, expert) in experts.iter().enumerate() {
+                    let made = expert.apply(x, self.config.activation)?;
+                    sum = (sum + made.broadcast_mul(&shares.narrow(1, i, 1)?)?)?;
+                }
+                Ok(sum)
+            }
+        }
+    }
+
+    /// Cosine and sine of position times frequency, times the attention factor.
+    fn rotation(&self, rope: &RopeConfig, length: usize) -> Result<Rotation> {
+        let frequencies = rope.inverse_frequencies(self.config.rotary_dim);
+        let factor = rope.attention_factor();
         let angles: Vec<f32> =
             (0..length).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f)).collect();
         let angles = Tensor::from_vec(angles, (length, frequencies.len()), &Device::Cpu)?;
-        Ok(((angles.cos()? * factor)?, (angles.sin()? * factor)?))
+        Ok(Rotation { cos: (angles.cos()? * factor)?, sin: (angles.sin()? * factor)? })
+    }
+}
+
+impl Layer {
+    fn new(config: &DecoderConfig, layer: &LayerConfig, w: &LayerWeights<'_>) -> Result<Self> {
+        let (hidden, q, kv) = (config.hidden, config.q_width(), config.kv_width());
+        Ok(Self {
+            attention_norm: vector(w.attention_norm)?,
+            q: Linear::new(w.q, w.q_bias, q, hidden)?,
+            k: Linear::new(w.k, w.k_bias, kv, hidden)?,
+            v: Linear::new(w.v, w.v_bias, kv, hidden)?,
+            qk_norm: w.q_norm.zip(w.k_norm).map(|(q, k)| Ok::<_, Error>((vector(q)?, vector(k)?))).transpose()?,
+            sinks: w.sinks.map(|sinks| vector(sinks)?.reshape((config.heads, 1, 1))).transpose()?,
+            output: Linear::new(w.output, w.output_bias, hidden, q)?,
+            post_attention_norm: w.post_attention_norm.map(vector).transpose()?,
+            ffn_norm: vector(w.ffn_norm)?,
+            feed_forward: FeedForward::new(config, w)?,
+            post_ffn_norm: w.post_ffn_norm.map(vector).transpose()?,
+            rope: layer.rope,
+            window: layer.window,
+        })
+    }
+}
+
+impl FeedForward {
+    fn new(config: &DecoderConfig, w: &LayerWeights<'_>) -> Result<Self> {
+        let (hidden, ffn) = (config.hidden, config.ffn);
+        // Expert `i` of tensors that begin with the dimension of experts.
+        let linear = |i: usize, weight: &[f32], bias: Option<&[f32]>, out: usize, input: usize| {
+            Linear::new(&weight[i * out * input..][..out * input], bias.map(|bias| &bias[i * out..][..out]), out, input)
+        };
+        let gated = |i: usize| {
+            Ok::<_, Error>(Gated {
+                gate: linear(i, w.gate, w.gate_bias, ffn, hidden)?,
+                up: linear(i, w.up, w.up_bias, ffn, hidden)?,
+                down: linear(i, w.down, w.down_bias, hidden, ffn)?,
+            })
+        };
+        match config.experts.zip(w.router) {
+            None => Ok(Self::Dense(gated(0)?)),
+            Some((experts, router)) => Ok(Self::Experts {
+                config: experts,
+                router: Linear::new(router, w.router_bias, experts.count, hidden)?,
+                experts: (0..experts.count).map(gated).collect::<Result<_>>()?,
+            }),
+        }
+    }
+}
+
+impl Gated {
+    fn apply(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let (gate, up) = (self.gate.apply(x)?, self.up.apply(x)?);
+        let gated = match activation {
+            Activation::Silu => (gate.silu()? * up)?,
+            // candle's `gelu` is the approximation by tanh.
+            Activation::GeluTanh => (gate.gelu()? * up)?,
+            Activation::ClampedSwiglu { alpha, limit } => {
+                let (gate, up) = (gate.minimum(limit)?, up.clamp(-limit, limit)?);
+                let sigmoid = ((&gate * f64::from(-alpha))?.exp()? + 1.0)?.recip()?;
+                ((gate * sigmoid)? * (up + 1.0)?)?
+            }
+        };
+        self.down.apply(&gated)
     }
 }
 
@@ -177,16 +274,41 @@ fn vector(values: &[f32]) -> Result<Tensor> {
     Tensor::from_slice(values, values.len(), &Device::Cpu)
 }
 
-/// Turns element i with element i + half, where half is the width of `cos`, for `[heads, tokens, dim]`; elements from 2 half on stay.
-fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let (half, dim) = (cos.dim(D::Minus1)?, x.dim(D::Minus1)?);
-    let (low, high) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
-    let turned_low = (low.broadcast_mul(cos)? - high.broadcast_mul(sin)?)?;
-    let turned_high = (high.broadcast_mul(cos)? + low.broadcast_mul(sin)?)?;
-    if dim == 2 * half {
-        return Tensor::cat(&[turned_low, turned_high], D::Minus1);
+impl Rotation {
+    /// Turns element i with element i + half, where half is the width of `cos`, for `[heads, tokens, dim]`; elements from 2 half on stay.
+    fn turn(&self, x: &Tensor) -> Result<Tensor> {
+        let Self { cos, sin } = self;
+        let (half, dim) = (cos.dim(D::Minus1)?, x.dim(D::Minus1)?);
+        let (low, high) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+        let turned_low = (low.broadcast_mul(cos)? - high.broadcast_mul(sin)?)?;
+        let turned_high = (high.broadcast_mul(cos)? + low.broadcast_mul(sin)?)?;
+        if dim == 2 * half {
+            return Tensor::cat(&[turned_low, turned_high], D::Minus1);
+        }
+        Tensor::cat(&[turned_low, turned_high, x.narrow(D::Minus1, 2 * half, dim - 2 * half)?], D::Minus1)
     }
-    Tensor::cat(&[turned_low, turned_high, x.narrow(D::Minus1, 2 * half, dim - 2 * half)?], D::Minus1)
+}
+
+/// `cap * tanh(x / cap)`.
+fn capped(x: Tensor, cap: Option<f32>) -> Result<Tensor> {
+    let Some(cap) = cap.map(f64::from) else { return Ok(x) };
+    (x / cap)?.tanh()? * cap
+}
+
+/// The softmax over the `chosen` largest logits of each token, 0 for the others, `[tokens, experts]`.
+fn shares(logits: &Tensor, chosen: usize) -> Result<Tensor> {
+    let (tokens, experts) = logits.dims2()?;
+    let mut all = vec![0.0_f32; tokens * experts];
+    for (logits, shares) in logits.to_vec2::<f32>()?.iter().zip(all.chunks_exact_mut(experts)) {
+        let mut order: Vec<usize> = (0..experts).collect();
+        order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+        let largest = logits[order[0]];
+        let total: f32 = order[..chosen].iter().map(|i| (logits[*i] - largest).exp()).sum();
+        for i in &order[..chosen] {
+            shares[*i] = (logits[*i] - largest).exp() / total;
+        }
+    }
+    Tensor::from_vec(all, (tokens, experts), &Device::Cpu)
 }
 
 /// 0 where a query (row) sees a key (column), negative infinity elsewhere.

@@ -7,7 +7,7 @@ use std::path::Path;
 use holdfast_model::random::{
     MICRO_LONG_ROPE_CONTEXT, MICRO_VOCABULARY, MicroDtype, MicroFamily, MicroRope, MicroShape,
 };
-use holdfast_model::{Model, ModelError, ModelSource, Reference, RopeScaling};
+use holdfast_model::{LayerRope, Model, ModelError, ModelSource, Reference, RopeScaling};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -58,6 +58,10 @@ fn write_weights(path: &Path, tensors: &Tensors) {
     fs::write(path, safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()).unwrap();
 }
 
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
 fn checksums(directory: &Path) {
     let bytes = fs::read(directory.join("model.safetensors")).unwrap();
     fs::write(directory.join("B3SUMS"), format!("{}  model.safetensors\n", blake3::hash(&bytes))).unwrap();
@@ -95,7 +99,7 @@ fn a_written_model_is_the_built_one() {
 
 #[test]
 fn every_family_is_read_from_its_files() {
-    use MicroFamily::{Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
+    use MicroFamily::{Gemma2, Gemma3, GptOss, Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
     let tokens: Vec<u32> = (0..40).map(|at| at * 7 % MICRO_VOCABULARY).collect();
     let logits = |model: &Model| Reference::new(model).unwrap().logits(&tokens).unwrap();
     for (family, windows, turned) in [
@@ -104,6 +108,9 @@ fn every_family_is_read_from_its_files() {
         (Qwen3, [None, Some(9), Some(9)], [true; 3]),
         (SmolLm3, [None, Some(9), None], [true, false, true]),
         (Phi3, [Some(9); 3], [true; 3]),
+        (Gemma2, [Some(9), None, Some(9)], [true; 3]),
+        (Gemma3, [Some(9), Some(9), None], [true; 3]),
+        (GptOss, [Some(9), None, Some(9)], [true; 3]),
     ] {
         let shape = MicroShape { family, window: Some(9), layers: 3, seed: 20, ..MicroShape::default() };
         let directory = tempfile::tempdir().unwrap();
@@ -112,9 +119,12 @@ fn every_family_is_read_from_its_files() {
         let config = model.config();
         assert_eq!(config.architecture, family.names().0);
         assert_eq!(config.layers.iter().map(|layer| layer.window).collect::<Vec<_>>(), windows, "{family:?}");
-        assert_eq!(config.layers.iter().map(|layer| layer.rope).collect::<Vec<_>>(), turned, "{family:?}");
-        assert_eq!(model.weights().layer(0).q_bias.is_some(), family == Qwen2, "{family:?}");
-        assert!(model.weights().layer(0).output_bias.is_none());
+        assert_eq!(config.layers.iter().map(|layer| layer.rope != LayerRope::Unturned).collect::<Vec<_>>(), turned);
+        let layer = model.weights().layer(0);
+        assert_eq!(layer.q_bias.is_some(), matches!(family, Qwen2 | GptOss), "{family:?}");
+        assert_eq!(layer.output_bias.is_some(), family == GptOss);
+        assert_eq!((layer.router.is_some(), layer.sinks.is_some()), (family == GptOss, family == GptOss));
+        assert_eq!(layer.post_ffn_norm.is_some(), matches!(family, Gemma2 | Gemma3));
         assert!(logits(&model).iter().flatten().all(|l| l.is_finite()));
         // A window shows from the first token on that it hides one from.
         let open = MicroShape { window: None, ..shape }.build().unwrap();
@@ -161,6 +171,138 @@ fn a_bad_element_of_a_fused_tensor_is_named_by_its_place_in_the_file() {
     let at = 50 * 32 + 3;
     edit_weights(directory.path(), |all| {
         let fused = all.iter_mut().find(|t| t.0 == "model.layers.0.self_attn.qkv_proj.weight").unwrap();
+        fused.3[at * 4..at * 4 + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    let error = load(&directory).unwrap_err();
+    assert!(matches!(&error, ModelError::NonFinite { index, .. } if *index == at), "{error}");
+}
+
+#[test]
+fn norms_are_stored_less_one_where_the_family_adds_one() {
+    let shape = MicroShape { family: MicroFamily::Gemma3, seed: 22, ..MicroShape::default() };
+    let directory = tempfile::tempdir().unwrap();
+    shape.write(directory.path()).unwrap();
+    let bytes = fs::read(directory.path().join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let model = load(&directory).unwrap();
+    let layer = model.weights().layer(1);
+    for (name, read) in [
+        ("model.layers.1.input_layernorm.weight", layer.attention_norm),
+        ("model.layers.1.self_attn.k_norm.weight", layer.k_norm.unwrap()),
+        ("model.layers.1.post_attention_layernorm.weight", layer.post_attention_norm.unwrap()),
+        ("model.layers.1.pre_feedforward_layernorm.weight", layer.ffn_norm),
+        ("model.layers.1.post_feedforward_layernorm.weight", layer.post_ffn_norm.unwrap()),
+        ("model.norm.weight", model.weights().final_norm()),
+    ] {
+        let stored = floats(file.tensor(name).unwrap().data());
+        assert!(stored.iter().all(|weight| weight.abs() <= 0.1), "{name}: {stored:?}");
+        assert!(stored.iter().zip(read).all(|(stored, read)| stored + 1.0 == *read), "{name}");
+    }
+}
+
+#[test]
+fn a_decoder_beside_a_vision_tower_is_found_under_either_root() {
+    let shape = MicroShape { family: MicroFamily::Gemma3, window: Some(9), seed: 23, ..MicroShape::default() };
+    let plain = shape.build().unwrap();
+    for root in ["language_model.model.", "model.language_model."] {
+        let directory = tempfile::tempdir().unwrap();
+        shape.write(directory.path()).unwrap();
+        edit_json(&directory.path().join("config.json"), |config| {
+            let mut text = config.take();
+            text.as_object_mut().unwrap().remove("architectures");
+            *config = json!({"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3",
+                "eos_token_id": 2, "text_config": text, "vision_config": {"hidden_size": 8}});
+        });
+        edit_weights(directory.path(), |all| {
+            for tensor in all.iter_mut() {
+                tensor.0 = tensor.0.replace("model.", root);
+            }
+            for name in ["vision_tower.norm.weight", "model.multi_modal_projector.norm.weight"] {
+                all.push((name.to_owned(), Dtype::F32, vec![1], vec![0; 4]));
+            }
+        });
+        let model = load(&directory).unwrap();
+        assert_eq!(model.config().layers, plain.config().layers);
+        for spec in plain.config().tensors() {
+            assert_eq!(model.weights().tensor(spec.role), plain.weights().tensor(spec.role), "{}", spec.name);
+        }
+        edit_weights(directory.path(), |all| all.retain(|tensor| !tensor.0.ends_with("1.mlp.up_proj.weight")));
+        let text = load(&directory).unwrap_err().to_string();
+        assert!(text.contains(&format!("{root}layers.1.mlp.up_proj.weight")), "{text}");
+    }
+}
+
+/// One matrix of one expert as transformers' `convert_moe_packed_tensors` gives it, transposed back.
+fn unpacked(blocks: &[u8], scales: &[u8], row: usize, depth: usize) -> Vec<f32> {
+    const NUMBERS: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let number = |bits: u8| NUMBERS[usize::from(bits & 7)] * if bits & 8 == 0 { 1.0 } else { -1.0 };
+    (0..depth)
+        .map(|at| {
+            let byte = blocks[(row * depth + at) / 2];
+            let bits = if at % 2 == 0 { byte & 15 } else { byte >> 4 };
+            number(bits) * 2_f32.powi(i32::from(scales[(row * depth + at) / 32]) - 127)
+        })
+        .collect()
+}
+
+#[test]
+fn packed_experts_are_taken_apart() {
+    let shape = MicroShape {
+        family: MicroFamily::GptOss,
+        packed: true,
+        ffn: 64,
+        tied: false,
+        seed: 24,
+        ..MicroShape::default()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    shape.write(directory.path()).unwrap();
+    let model = load(&directory).unwrap();
+    let bytes = fs::read(directory.path().join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let stored = |name: &str| file.tensor(&format!("model.layers.1.mlp.experts.{name}")).unwrap().data();
+    let layer = model.weights().layer(1);
+    let (hidden, ffn) = (shape.hidden, shape.ffn);
+    for expert in 0..shape.experts {
+        for row in 0..ffn {
+            for (part, matrix) in [layer.gate, layer.up].into_iter().enumerate() {
+                let theirs = unpacked(
+                    stored("gate_up_proj_blocks"),
+                    stored("gate_up_proj_scales"),
+                    expert * 2 * ffn + 2 * row + part,
+                    hidden,
+                );
+                assert_eq!(matrix[(expert * ffn + row) * hidden..][..hidden], theirs);
+            }
+        }
+        for row in 0..hidden {
+            let theirs = unpacked(stored("down_proj_blocks"), stored("down_proj_scales"), expert * hidden + row, ffn);
+            assert_eq!(layer.down[(expert * hidden + row) * ffn..][..ffn], theirs);
+        }
+    }
+    assert!(layer.gate.iter().any(|weight| *weight != 0.0));
+    let name = "model.layers.0.mlp.experts.down_proj_scales";
+    edit_weights(directory.path(), |all| all.iter_mut().find(|t| t.0 == name).unwrap().3[5] = 255);
+    let error = load(&directory).unwrap_err();
+    assert!(matches!(&error, ModelError::NonFinite { name: found, index: 5, .. } if found == name), "{error}");
+    edit_weights(directory.path(), |all| {
+        let scales = all.iter_mut().find(|t| t.0 == name).unwrap();
+        (scales.1, scales.2[2]) = (Dtype::U16, 1);
+    });
+    assert!(load(&directory).unwrap_err().to_string().contains(name));
+    edit_weights(directory.path(), |all| all.retain(|t| t.0 != name));
+    let error = load(&directory).unwrap_err();
+    assert!(matches!(&error, ModelError::MissingTensors { names, .. } if names.contains(name)), "{error}");
+}
+
+#[test]
+fn a_bad_element_of_an_expert_is_named_by_its_place_in_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    MicroShape { family: MicroFamily::GptOss, ..MicroShape::default() }.write(directory.path()).unwrap();
+    let at = 7 * 96 + 5;
+    edit_weights(directory.path(), |all| {
+        let fused = all.iter_mut().find(|t| t.0 == "model.layers.0.mlp.experts.gate_up_proj").unwrap();
+        assert_eq!(fused.2, [5, 32, 96]);
         fused.3[at * 4..at * 4 + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     });
     let error = load(&directory).unwrap_err();

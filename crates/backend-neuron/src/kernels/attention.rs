@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use super::activation::exp;
+use super::activation::{capped, exp};
 use super::{LANES, fold, kernel};
 
 /// Positions of a chunk; a block holds a whole number of them. Part of the kernels' revision.
@@ -45,19 +45,49 @@ pub struct Span {
     pub last: usize,
 }
 
+/// What becomes of products of queries and keys before the softmax.
+#[derive(Debug, Clone, Copy)]
+pub struct Scores<'a> {
+    /// They are multiplied by it.
+    pub scale: f32,
+    /// And then held below it: `cap * tanh(score / cap)`.
+    pub cap: Option<f32>,
+    /// One score for each query head beside those of its keys, with nothing to mix; or none.
+    pub sinks: &'a [f32],
+}
+
+impl Scores<'_> {
+    /// Products times `scale`, and nothing else.
+    pub fn plain(scale: f32) -> Self {
+        Self { scale, cap: None, sinks: &[] }
+    }
+}
+
 kernel! {
-    /// `queries` and `out` are `[query heads][head_dim]`; scores are multiplied by `scale` before the softmax.
-    pub fn attend(queries: &[f32], head: PagedHead<'_>, span: Span, scale: f32, out: &mut [f32]) {
+    /// `queries` and `out` are `[query heads][head_dim]`.
+    pub fn attend(queries: &[f32], head: PagedHead<'_>, span: Span, scores: Scores<'_>, out: &mut [f32]) {
         let size = head.head_dim;
-        for (query, out) in queries.chunks_exact(size).zip(out.chunks_exact_mut(size)) {
-            attend_one(query, head, span, scale, out);
+        for (at, (query, out)) in queries.chunks_exact(size).zip(out.chunks_exact_mut(size)).enumerate() {
+            let sink = scores.sinks.get(at).copied();
+            match scores.cap {
+                Some(cap) => attend_one(query, head, span, |score| capped(score * scores.scale, cap), sink, out),
+                None => attend_one(query, head, span, |score| score * scores.scale, sink, out),
+            }
         }
     }
 }
 
+/// A sink is like a first chunk with one score and a value of zeros.
 #[inline(always)]
-fn attend_one(query: &[f32], head: PagedHead<'_>, span: Span, scale: f32, out: &mut [f32]) {
-    let (mut most, mut total) = (f32::NEG_INFINITY, 0.0f32);
+fn attend_one(
+    query: &[f32],
+    head: PagedHead<'_>,
+    span: Span,
+    scored: impl Fn(f32) -> f32,
+    sink: Option<f32>,
+    out: &mut [f32],
+) {
+    let (mut most, mut total) = sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0));
     out.fill(0.0);
     for chunk in span.first / CHUNK..=span.last / CHUNK {
         let base = chunk * CHUNK;
@@ -69,7 +99,7 @@ fn attend_one(query: &[f32], head: PagedHead<'_>, span: Span, scale: f32, out: &
         let lanes = span.first.max(base) - base..span.last.min(base + CHUNK - 1) + 1 - base;
         let mut chunk_most = f32::NEG_INFINITY;
         for (lane, score) in weights.iter_mut().enumerate() {
-            *score = if lanes.contains(&lane) { *score * scale } else { f32::NEG_INFINITY };
+            *score = if lanes.contains(&lane) { scored(*score) } else { f32::NEG_INFINITY };
             chunk_most = if *score > chunk_most { *score } else { chunk_most };
         }
         for score in &mut weights {
@@ -158,7 +188,7 @@ mod tests {
     use crate::kernels::Isa;
 
     /// Plain softmax attention in f64 over keys gathered by position.
-    fn plain(query: &[f32], head: PagedHead<'_>, span: Span, scale: f32) -> Vec<f64> {
+    fn plain(query: &[f32], head: PagedHead<'_>, span: Span, scores: Scores<'_>, at_head: usize) -> Vec<f64> {
         let at = |position: usize| {
             let block = head.table[position / head.block_tokens] as usize * head.block_stride;
             (block, position % head.block_tokens)
@@ -170,11 +200,13 @@ mod tests {
                     f64::from(query[d]) * f64::from(head.pool[block + head.keys_at + d * head.block_tokens + slot])
                 })
                 .sum();
-            dot * f64::from(scale)
+            let score = dot * f64::from(scores.scale);
+            scores.cap.map(f64::from).map_or(score, |cap| (score / cap).tanh() * cap)
         };
+        let sink = scores.sinks.get(at_head).copied().map(f64::from);
         let scores: Vec<f64> = (span.first..=span.last).map(score).collect();
-        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let total: f64 = scores.iter().map(|score| (score - most).exp()).sum();
+        let most = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = scores.iter().copied().chain(sink).map(|score| (score - most).exp()).sum();
         let mut out = vec![0.0; head.head_dim];
         for (score, position) in scores.iter().zip(span.first..=span.last) {
             let (block, slot) = at(position);
@@ -214,17 +246,27 @@ mod tests {
                     table: &table,
                 };
                 let queries: Vec<f32> = (0..3 * head_dim).map(|_| rng.f32() * 6.0 - 3.0).collect();
-                let mut first_bits = vec![0.0; 3 * head_dim];
-                attend(Isa::PORTABLE, &queries, head, span, 0.3, &mut first_bits);
-                for (query, got) in queries.chunks(head_dim).zip(first_bits.chunks(head_dim)) {
-                    for (got, want) in got.iter().zip(plain(query, head, span, 0.3)) {
-                        assert!((f64::from(*got) - want).abs() < 2e-6, "{got} {want} {span:?}");
+                let sinks: Vec<f32> = (0..3).map(|_| rng.f32() * 8.0 - 4.0).collect();
+                let plainly = Scores::plain(0.3);
+                let others = [
+                    Scores { cap: Some(0.8), ..plainly },
+                    Scores { sinks: &sinks, ..plainly },
+                    Scores { cap: Some(2.0), sinks: &sinks, ..plainly },
+                ];
+                for scores in [plainly].into_iter().chain(others) {
+                    let mut first_bits = vec![0.0; 3 * head_dim];
+                    attend(Isa::PORTABLE, &queries, head, span, scores, &mut first_bits);
+                    for (at, got) in first_bits.chunks(head_dim).enumerate() {
+                        let query = &queries[at * head_dim..][..head_dim];
+                        for (got, want) in got.iter().zip(plain(query, head, span, scores, at)) {
+                            assert!((f64::from(*got) - want).abs() < 2e-6, "{got} {want} {span:?} {scores:?}");
+                        }
                     }
-                }
-                for isa in Isa::available() {
-                    let mut got = vec![0.0; 3 * head_dim];
-                    attend(isa, &queries, head, span, 0.3, &mut got);
-                    assert!(got.iter().zip(&first_bits).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa:?}");
+                    for isa in Isa::available() {
+                        let mut got = vec![0.0; 3 * head_dim];
+                        attend(isa, &queries, head, span, scores, &mut got);
+                        assert!(got.iter().zip(&first_bits).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa:?}");
+                    }
                 }
                 pool.iter_mut().filter(|value| value.is_nan()).for_each(|value| *value = 0.5);
             }

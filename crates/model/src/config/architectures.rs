@@ -1,12 +1,23 @@
 //! The families of decoders that are understood: a table.
 //!
-//! In: nothing. Out: [`ARCHITECTURES`], and the names under which tensors are kept. Deliberately not here: reading a config.
+//! In: nothing. Out: [`ARCHITECTURES`]. Deliberately not here: reading a config, and the names of tensors (`names`).
+
+use super::Activation;
+use super::names::{
+    GEMMA_GGUF_NAMES, GEMMA_NAMES, GGUF_NAMES, GPT_OSS_GGUF_NAMES, GPT_OSS_NAMES, LLAMA_NAMES, PHI3_GGUF_NAMES,
+    PHI3_NAMES, TensorNames,
+};
 
 /// Which biases a family has when its config does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BiasRule {
-    /// A key of the config says; absent means no bias.
-    Key(&'static str),
+    /// A key of the config says.
+    Key {
+        /// The key.
+        key: &'static str,
+        /// What its absence says.
+        absent: bool,
+    },
     /// Never.
     Never,
     /// Always.
@@ -23,10 +34,29 @@ pub enum WindowRule {
         /// The window of a config without that key.
         absent: Option<u32>,
     },
+    /// When `sliding_window` is a number, those that `layer_types` names, or else all but the last of each `period`.
+    Alternating {
+        /// The window of a config without that key.
+        absent: Option<u32>,
+        /// Unless `sliding_window_pattern` says another.
+        period: usize,
+    },
     /// When `use_sliding_window` is true, those that `layer_types` names, or else those from number `max_window_layers` on.
     Upper,
     /// When `use_sliding_window` is true, those that `layer_types` names, or else those without rotary embedding.
     Unturned,
+}
+
+/// Whether numbers are held below a bound: `cap * tanh(x / cap)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum CapRule {
+    /// Never: a config that asks for it is refused.
+    Never,
+    /// When the key is a number.
+    Key {
+        /// The bound of a config without the key.
+        absent: Option<f64>,
+    },
 }
 
 /// How GGUF files hold a family.
@@ -38,6 +68,13 @@ pub struct GgufForm {
     pub interleaved: bool,
     /// Names of the tensors.
     pub names: &'static TensorNames,
+    /// Keys that only some families have, after the architecture's name, and the keys of `config.json` that they are.
+    pub keys: &'static [(&'static str, &'static str)],
+    /// The files do not say by what scores are divided: it is the root of `head_dim`, but in the model with this many layers that of
+    /// `hidden_size / num_attention_heads`, which llama.cpp tells from the others in the same way.
+    pub wide_queries_layers: Option<u64>,
+    /// `truncate` of YaRN, which the files do not tell.
+    pub yarn_truncate: bool,
 }
 
 /// A family of decoders.
@@ -57,8 +94,26 @@ pub struct Architecture {
     pub mlp_bias: BiasRule,
     /// RMSNorm of each query and key head.
     pub qk_norm: bool,
-    /// `head_dim` when the config does not say; `None` is `hidden_size / num_attention_heads`.
-    pub head_dim: Option<usize>,
+    /// RMSNorm of what attention and feed-forward add to the stream.
+    pub post_norms: bool,
+    /// Added to the weights of every norm when they are read from safetensors files. In GGUF files that was done.
+    pub norm_offset: f32,
+    /// Embeddings are multiplied by the root of `hidden_size`.
+    pub scaled_embedding: bool,
+    /// The feed-forward's activation; one with numbers holds those of a config that does not say.
+    pub activation: Activation,
+    /// The feed-forward is a mixture of experts.
+    pub experts: bool,
+    /// Every query head has a learned logit beside its scores.
+    pub sinks: bool,
+    /// Scores are divided by the root of `query_pre_attn_scalar`, not by that of `head_dim`.
+    pub query_scalar: bool,
+    /// Bound of scores, `attn_logit_softcapping`.
+    pub score_cap: CapRule,
+    /// Bound of logits, `final_logit_softcapping`.
+    pub logit_cap: CapRule,
+    /// Numbers of a config that does not say.
+    pub defaults: &'static [(&'static str, u64)],
     /// Layers with sliding windows.
     pub windows: WindowRule,
     /// Layers may go without rotary embedding, as `no_rope_layers` says: otherwise every layer whose number, from 1, is a
@@ -68,101 +123,34 @@ pub struct Architecture {
     pub partial_rotary: bool,
     /// `rope_theta` when the config does not say.
     pub rope_theta: f64,
+    /// Layers with windows have a rotary embedding of their own, which is not stretched: `rope_local_base_freq` when the config does not say.
+    pub local_theta: Option<f64>,
     /// `rms_norm_eps` when the config does not say.
     pub norm_eps: f64,
     /// `tie_word_embeddings` when the config does not say.
     pub tied: bool,
+    /// The object in the config that has the decoder's keys; `None` when it is the config itself.
+    pub nested: Option<&'static str>,
+    /// Keys that change nothing about this family's forward pass.
+    pub harmless: &'static [&'static str],
     /// Names of the tensors in safetensors files; `{}` is the layer's number.
     pub names: &'static TensorNames,
+    /// Where files may keep the tensors whose names begin with `model.`: beginnings of names.
+    pub roots: &'static [&'static str],
     /// Buffers that some exporters leave in the file and that are computed from the config: ends of names.
     pub ignored: &'static [&'static str],
+    /// What is no part of the decoder: beginnings of names.
+    pub foreign: &'static [&'static str],
 }
-
-/// Where a family keeps its tensors. Biases replace a final `weight` by `bias`. Parts with one name are rows of one tensor, under
-/// one another in the order of the fields.
-#[derive(Debug)]
-#[expect(missing_docs, reason = "each field is the role that its name says")]
-pub struct TensorNames {
-    pub embedding: &'static str,
-    pub final_norm: &'static str,
-    pub lm_head: &'static str,
-    pub attention_norm: &'static str,
-    pub q: &'static str,
-    pub k: &'static str,
-    pub v: &'static str,
-    pub q_norm: &'static str,
-    pub k_norm: &'static str,
-    pub output: &'static str,
-    pub ffn_norm: &'static str,
-    pub gate: &'static str,
-    pub up: &'static str,
-    pub down: &'static str,
-}
-
-/// Of most families in Hugging Face layout; only Qwen3 has norms of q and k.
-static LLAMA_NAMES: TensorNames = TensorNames {
-    embedding: "model.embed_tokens.weight",
-    final_norm: "model.norm.weight",
-    lm_head: "lm_head.weight",
-    attention_norm: "model.layers.{}.input_layernorm.weight",
-    q: "model.layers.{}.self_attn.q_proj.weight",
-    k: "model.layers.{}.self_attn.k_proj.weight",
-    v: "model.layers.{}.self_attn.v_proj.weight",
-    q_norm: "model.layers.{}.self_attn.q_norm.weight",
-    k_norm: "model.layers.{}.self_attn.k_norm.weight",
-    output: "model.layers.{}.self_attn.o_proj.weight",
-    ffn_norm: "model.layers.{}.post_attention_layernorm.weight",
-    gate: "model.layers.{}.mlp.gate_proj.weight",
-    up: "model.layers.{}.mlp.up_proj.weight",
-    down: "model.layers.{}.mlp.down_proj.weight",
-};
-
-/// Phi-3 in Hugging Face layout: q, k and v are one tensor, gate and up another.
-static PHI3_NAMES: TensorNames = TensorNames {
-    q: "model.layers.{}.self_attn.qkv_proj.weight",
-    k: "model.layers.{}.self_attn.qkv_proj.weight",
-    v: "model.layers.{}.self_attn.qkv_proj.weight",
-    gate: "model.layers.{}.mlp.gate_up_proj.weight",
-    up: "model.layers.{}.mlp.gate_up_proj.weight",
-    ..LLAMA_NAMES
-};
-
-/// Of most families in GGUF files.
-static GGUF_NAMES: TensorNames = TensorNames {
-    embedding: "token_embd.weight",
-    final_norm: "output_norm.weight",
-    lm_head: "output.weight",
-    attention_norm: "blk.{}.attn_norm.weight",
-    q: "blk.{}.attn_q.weight",
-    k: "blk.{}.attn_k.weight",
-    v: "blk.{}.attn_v.weight",
-    q_norm: "blk.{}.attn_q_norm.weight",
-    k_norm: "blk.{}.attn_k_norm.weight",
-    output: "blk.{}.attn_output.weight",
-    ffn_norm: "blk.{}.ffn_norm.weight",
-    gate: "blk.{}.ffn_gate.weight",
-    up: "blk.{}.ffn_up.weight",
-    down: "blk.{}.ffn_down.weight",
-};
-
-/// Phi-3 in GGUF files.
-static PHI3_GGUF_NAMES: TensorNames = TensorNames {
-    q: "blk.{}.attn_qkv.weight",
-    k: "blk.{}.attn_qkv.weight",
-    v: "blk.{}.attn_qkv.weight",
-    gate: "blk.{}.ffn_up.weight",
-    up: "blk.{}.ffn_up.weight",
-    ..GGUF_NAMES
-};
 
 /// Every family that is understood.
 pub static ARCHITECTURES: &[Architecture] = &[
     // SmolLM and SmolLM2 too.
     Architecture {
-        gguf: Some(GgufForm { architecture: "llama", interleaved: true, names: &GGUF_NAMES }),
-        qkv_bias: BiasRule::Key("attention_bias"),
-        output_bias: BiasRule::Key("attention_bias"),
-        mlp_bias: BiasRule::Key("mlp_bias"),
+        gguf: Some(gguf("llama", true, &GGUF_NAMES)),
+        qkv_bias: ATTENTION_BIAS,
+        output_bias: ATTENTION_BIAS,
+        mlp_bias: MLP_BIAS,
         ignored: &["rotary_emb.inv_freq"],
         ..plain("LlamaForCausalLM", "llama")
     },
@@ -173,25 +161,25 @@ pub static ARCHITECTURES: &[Architecture] = &[
         ..plain("MistralForCausalLM", "mistral")
     },
     Architecture {
-        gguf: Some(GgufForm { architecture: "qwen2", interleaved: false, names: &GGUF_NAMES }),
+        gguf: Some(gguf("qwen2", false, &GGUF_NAMES)),
         qkv_bias: BiasRule::Always,
         windows: WindowRule::Upper,
         ..plain("Qwen2ForCausalLM", "qwen2")
     },
     Architecture {
-        gguf: Some(GgufForm { architecture: "qwen3", interleaved: false, names: &GGUF_NAMES }),
-        qkv_bias: BiasRule::Key("attention_bias"),
-        output_bias: BiasRule::Key("attention_bias"),
+        gguf: Some(gguf("qwen3", false, &GGUF_NAMES)),
+        qkv_bias: ATTENTION_BIAS,
+        output_bias: ATTENTION_BIAS,
         qk_norm: true,
-        head_dim: Some(128),
+        defaults: &[("head_dim", 128)],
         windows: WindowRule::Upper,
         ..plain("Qwen3ForCausalLM", "qwen3")
     },
     Architecture {
-        gguf: Some(GgufForm { architecture: "smollm3", interleaved: true, names: &GGUF_NAMES }),
-        qkv_bias: BiasRule::Key("attention_bias"),
-        output_bias: BiasRule::Key("attention_bias"),
-        mlp_bias: BiasRule::Key("mlp_bias"),
+        gguf: Some(gguf("smollm3", true, &GGUF_NAMES)),
+        qkv_bias: ATTENTION_BIAS,
+        output_bias: ATTENTION_BIAS,
+        mlp_bias: MLP_BIAS,
         windows: WindowRule::Unturned,
         unturned_interval: Some(4),
         rope_theta: 2_000_000.0,
@@ -200,14 +188,120 @@ pub static ARCHITECTURES: &[Architecture] = &[
     },
     // Phi-4 and Phi-4-mini too.
     Architecture {
-        gguf: Some(GgufForm { architecture: "phi3", interleaved: false, names: &PHI3_GGUF_NAMES }),
+        gguf: Some(GgufForm { keys: &[GGUF_WINDOW], ..gguf("phi3", false, &PHI3_GGUF_NAMES) }),
         windows: WindowRule::Every { absent: None },
         partial_rotary: true,
         norm_eps: 1e-5,
         names: &PHI3_NAMES,
         ..plain("Phi3ForCausalLM", "phi3")
     },
+    Architecture {
+        gguf: Some(GgufForm {
+            keys: &[GGUF_WINDOW, GGUF_WINDOW_PERIOD, GGUF_SCORE_CAP, GGUF_LOGIT_CAP],
+            wide_queries_layers: Some(46),
+            ..gguf("gemma2", false, &GEMMA_GGUF_NAMES)
+        }),
+        score_cap: CapRule::Key { absent: Some(50.0) },
+        logit_cap: CapRule::Key { absent: Some(30.0) },
+        windows: WindowRule::Alternating { absent: Some(4_096), period: 2 },
+        defaults: &[("head_dim", 256), ("query_pre_attn_scalar", 256)],
+        ..gemma("Gemma2ForCausalLM", "gemma2")
+    },
+    GEMMA3,
+    // Gemma 3 beside a vision tower, which is not read.
+    Architecture {
+        name: "Gemma3ForConditionalGeneration",
+        model_type: "gemma3",
+        gguf: None,
+        nested: Some("text_config"),
+        harmless: &[
+            "boi_token_index",
+            "cache_implementation",
+            "eoi_token_index",
+            "image_token_index",
+            "mm_tokens_per_image",
+            "vision_config",
+        ],
+        roots: &["language_model.model.", "model.language_model."],
+        foreign: &["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."],
+        ..GEMMA3
+    },
+    Architecture {
+        gguf: Some(GgufForm {
+            keys: &[
+                GGUF_WINDOW,
+                GGUF_WINDOW_PERIOD,
+                ("expert_count", "num_local_experts"),
+                ("expert_used_count", "num_experts_per_tok"),
+                ("expert_feed_forward_length", "intermediate_size"),
+            ],
+            yarn_truncate: false,
+            ..gguf("gpt-oss", false, &GPT_OSS_GGUF_NAMES)
+        }),
+        qkv_bias: BiasRule::Key { key: "attention_bias", absent: true },
+        output_bias: BiasRule::Key { key: "attention_bias", absent: true },
+        mlp_bias: BiasRule::Always,
+        activation: Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 },
+        experts: true,
+        sinks: true,
+        windows: WindowRule::Alternating { absent: Some(128), period: 2 },
+        defaults: &[("head_dim", 64), ("num_key_value_heads", 8)],
+        rope_theta: 150_000.0,
+        norm_eps: 1e-5,
+        harmless: &["initial_context_length", "router_aux_loss_coef"],
+        names: &GPT_OSS_NAMES,
+        ..plain("GptOssForCausalLM", "gpt_oss")
+    },
 ];
+
+const ATTENTION_BIAS: BiasRule = BiasRule::Key { key: "attention_bias", absent: false };
+const MLP_BIAS: BiasRule = BiasRule::Key { key: "mlp_bias", absent: false };
+
+/// A window of no tokens is how converters write none.
+pub(crate) const GGUF_WINDOW: (&str, &str) = ("attention.sliding_window", "sliding_window");
+const GGUF_WINDOW_PERIOD: (&str, &str) = ("attention.sliding_window_pattern", "sliding_window_pattern");
+const GGUF_SCORE_CAP: (&str, &str) = ("attn_logit_softcapping", "attn_logit_softcapping");
+const GGUF_LOGIT_CAP: (&str, &str) = ("final_logit_softcapping", "final_logit_softcapping");
+
+const GEMMA3: Architecture = Architecture {
+    gguf: Some(GgufForm {
+        keys: &[GGUF_WINDOW, GGUF_WINDOW_PERIOD, GGUF_LOGIT_CAP, ("rope.freq_base_swa", "rope_local_base_freq")],
+        wide_queries_layers: Some(62),
+        ..gguf("gemma3", false, &GEMMA_GGUF_NAMES)
+    }),
+    qk_norm: true,
+    logit_cap: CapRule::Key { absent: None },
+    windows: WindowRule::Alternating { absent: Some(4_096), period: 6 },
+    // Published configs of the larger models leave them out.
+    defaults: &[
+        ("num_attention_heads", 8),
+        ("num_key_value_heads", 4),
+        ("head_dim", 256),
+        ("query_pre_attn_scalar", 256),
+        ("max_position_embeddings", 131_072),
+        ("vocab_size", 262_208),
+    ],
+    rope_theta: 1_000_000.0,
+    local_theta: Some(10_000.0),
+    ..gemma("Gemma3ForCausalLM", "gemma3_text")
+};
+
+/// What the families of Gemma share.
+const fn gemma(name: &'static str, model_type: &'static str) -> Architecture {
+    Architecture {
+        qkv_bias: ATTENTION_BIAS,
+        output_bias: ATTENTION_BIAS,
+        post_norms: true,
+        norm_offset: 1.0,
+        scaled_embedding: true,
+        activation: Activation::GeluTanh,
+        query_scalar: true,
+        tied: true,
+        harmless: &["cache_implementation"],
+        names: &GEMMA_NAMES,
+        ..plain(name, model_type)
+    }
+}
 
 /// What most families share: Llama's forward without biases.
 const fn plain(name: &'static str, model_type: &'static str) -> Architecture {
@@ -219,14 +313,33 @@ const fn plain(name: &'static str, model_type: &'static str) -> Architecture {
         output_bias: BiasRule::Never,
         mlp_bias: BiasRule::Never,
         qk_norm: false,
-        head_dim: None,
+        post_norms: false,
+        norm_offset: 0.0,
+        scaled_embedding: false,
+        activation: Activation::Silu,
+        experts: false,
+        sinks: false,
+        query_scalar: false,
+        score_cap: CapRule::Never,
+        logit_cap: CapRule::Never,
+        defaults: &[],
         windows: WindowRule::Never,
         unturned_interval: None,
         partial_rotary: false,
         rope_theta: 10_000.0,
+        local_theta: None,
         norm_eps: 1e-6,
         tied: false,
+        nested: None,
+        harmless: &[],
         names: &LLAMA_NAMES,
+        roots: &["model."],
         ignored: &[],
+        foreign: &[],
     }
+}
+
+/// What most families' GGUF files share.
+const fn gguf(architecture: &'static str, interleaved: bool, names: &'static TensorNames) -> GgufForm {
+    GgufForm { architecture, interleaved, names, keys: &[], wide_queries_layers: None, yarn_truncate: true }
 }

@@ -7,12 +7,19 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::rope::read_rope;
-use super::{ARCHITECTURES, Architecture, BiasRule, DIMENSION_MAX, DecoderConfig, LayerConfig, WindowRule};
+use super::rope::{Ropes, read_ropes};
+use super::windows::{turned_layers, windows};
+use super::{
+    ARCHITECTURES, Activation, Architecture, BiasRule, CapRule, DIMENSION_MAX, DecoderConfig, ExpertsConfig,
+    LayerConfig, LayerRope,
+};
 use crate::ModelError;
 
 /// Most layers of a decoder; layers are numbered with 16 bits in step plans.
-const LAYERS_MAX: u64 = 4_096;
+pub(super) const LAYERS_MAX: u64 = 4_096;
+
+/// Elements that share a scale in MXFP4.
+const PACKED_BLOCK: usize = 32;
 
 /// Keys that change nothing about a forward pass.
 const HARMLESS: &[&str] = &[
@@ -56,14 +63,25 @@ pub(super) fn architecture_of(map: &Map<String, Value>, path: &Path) -> Result<&
 
 /// The keys of one JSON object, remembering which were looked at.
 pub(super) struct Keys<'a> {
-    map: &'a Map<String, Value>,
+    pub(super) map: &'a Map<String, Value>,
     seen: Vec<&'a str>,
+    /// Numbers of keys that are absent.
+    defaults: &'static [(&'static str, u64)],
 }
 
 impl<'a> Keys<'a> {
     /// `harmless` count as looked at.
     pub(super) fn new(map: &'a Map<String, Value>, harmless: &[&'a str]) -> Self {
-        Self { map, seen: harmless.to_vec() }
+        Self { map, seen: harmless.to_vec(), defaults: &[] }
+    }
+
+    /// Counts a key as looked at.
+    pub(super) fn pass(&mut self, key: &'a str) {
+        self.seen.push(key);
+    }
+
+    fn default(&self, key: &str) -> Option<u64> {
+        self.defaults.iter().find(|(name, _)| *name == key).map(|(_, number)| *number)
     }
 
     /// The value, unless absent or null.
@@ -74,7 +92,7 @@ impl<'a> Keys<'a> {
 
     /// A whole number from 1 to `max`.
     pub(super) fn count(&mut self, key: &'a str, max: u64) -> Result<Option<usize>, String> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else { return Ok(self.default(key).map(|n| n as usize)) };
         match value.as_u64() {
             Some(n) if (1..=max).contains(&n) => Ok(Some(n as usize)),
             _ => Err(format!("{key} is {value}, expected a whole number from 1 to {max}")),
@@ -86,11 +104,18 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn positive(&mut self, key: &'a str) -> Result<Option<f64>, String> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else { return Ok(self.default(key).map(|n| n as f64)) };
         match value.as_f64() {
             Some(n) if n.is_finite() && n > 0.0 => Ok(Some(n)),
             _ => Err(format!("{key} is {value}, expected a positive number")),
         }
+    }
+
+    /// One that f32 holds.
+    fn positive_f32(&mut self, key: &'a str) -> Result<Option<f32>, String> {
+        let held =
+            |n: f64| Some(n as f32).filter(|n| n.is_normal()).ok_or_else(|| format!("{key} is {n}, out of range"));
+        self.positive(key)?.map(held).transpose()
     }
 
     /// As many positive numbers as `count`.
@@ -110,9 +135,18 @@ impl<'a> Keys<'a> {
 
     fn bias(&mut self, rule: BiasRule) -> Result<bool, String> {
         match rule {
-            BiasRule::Key(key) => Ok(self.flag(key)?.unwrap_or(false)),
+            BiasRule::Key { key, absent } => Ok(self.flag(key)?.unwrap_or(absent)),
             BiasRule::Never => Ok(false),
             BiasRule::Always => Ok(true),
+        }
+    }
+
+    /// A bound of numbers; a null is none.
+    fn cap(&mut self, key: &'a str, rule: CapRule) -> Result<Option<f32>, String> {
+        match rule {
+            CapRule::Never => Ok(None),
+            CapRule::Key { absent } if !self.map.contains_key(key) => Ok(absent.map(|cap| cap as f32)),
+            CapRule::Key { .. } => self.positive_f32(key),
         }
     }
 
@@ -130,8 +164,26 @@ impl<'a> Keys<'a> {
 
 /// Reads every key.
 pub(super) fn read(map: &Map<String, Value>, row: &'static Architecture) -> Result<DecoderConfig, String> {
-    let mut keys = Keys::new(map, HARMLESS);
-    keys.seen.push("architectures");
+    const TIED: &str = "tie_word_embeddings";
+    let harmless: Vec<&str> = HARMLESS.iter().chain(row.harmless).chain(&["architectures"]).copied().collect();
+    let Some(nested) = row.nested else { return read_decoder(map, row, &harmless) };
+    let mut outer = Keys::new(map, &harmless);
+    let Some(Value::Object(inner)) = outer.get(nested) else { return Err(format!("{nested} is missing")) };
+    let tied = outer.flag(TIED)?;
+    outer.finish()?;
+    let config = read_decoder(inner, row, &harmless).map_err(|problem| format!("{nested}: {problem}"))?;
+    match tied {
+        Some(tied) if tied != config.tied => Err(format!("{TIED} is {tied} beside {nested}, not in it")),
+        _ => Ok(config),
+    }
+}
+
+fn read_decoder(
+    map: &Map<String, Value>,
+    row: &'static Architecture,
+    harmless: &[&'static str],
+) -> Result<DecoderConfig, String> {
+    let mut keys = Keys { defaults: row.defaults, ..Keys::new(map, harmless) };
     let hidden = keys.needed("hidden_size", DIMENSION_MAX)?;
     let layer_count = keys.needed("num_hidden_layers", LAYERS_MAX)?;
     let heads = keys.needed("num_attention_heads", DIMENSION_MAX)?;
@@ -147,15 +199,14 @@ pub(super) fn read(map: &Map<String, Value>, row: &'static Architecture) -> Resu
         output_bias: keys.bias(row.output_bias)?,
         mlp_bias: keys.bias(row.mlp_bias)?,
         qk_norm: row.qk_norm,
-        rope: true,
+        sinks: row.sinks,
+        post_norms: row.post_norms,
+        rope: LayerRope::Global,
         window: None,
     };
-    if let Some(activation) = keys.get("hidden_act")
-        && activation != "silu"
-    {
-        return Err(format!("hidden_act is {activation}; only \"silu\" is understood"));
-    }
-    let head_dim = match head_dim.or(row.head_dim) {
+    let activation = activation(&mut keys, row.activation)?;
+    let experts = experts(&mut keys, row, [hidden, ffn])?;
+    let head_dim = match head_dim {
         Some(dim) => dim,
         None if hidden.is_multiple_of(heads) => hidden / heads,
         None => return Err(format!("hidden_size {hidden} is no multiple of num_attention_heads {heads}")),
@@ -166,14 +217,21 @@ pub(super) fn read(map: &Map<String, Value>, row: &'static Architecture) -> Resu
     if heads * head_dim > DIMENSION_MAX as usize {
         return Err(format!("num_attention_heads {heads} times head_dim {head_dim} is more than {DIMENSION_MAX}"));
     }
-    let (rope, rotary_dim) = read_rope(&mut keys, row, head_dim, context_limit)?;
+    let query_scalar = if row.query_scalar { keys.positive_f32("query_pre_attn_scalar")? } else { None };
+    let score_cap = keys.cap("attn_logit_softcapping", row.score_cap)?;
+    let logit_cap = keys.cap("final_logit_softcapping", row.logit_cap)?;
+    let Ropes { global, local, rotary_dim } = read_ropes(&mut keys, row, head_dim, context_limit)?;
     let turned = turned_layers(&mut keys, row, layer_count)?;
     let windows = windows(&mut keys, row, &turned)?;
     keys.finish()?;
-    let layers = turned.into_iter().zip(windows).map(|(rope, window)| {
+    let layers = turned.into_iter().zip(windows).map(|(turned, window)| {
+        let rope = match (turned, window) {
+            (false, _) => LayerRope::Unturned,
+            (true, Some(_)) if local.is_some() => LayerRope::Local,
+            (true, _) => LayerRope::Global,
+        };
         // A window that holds the whole context is none.
-        let window = window.filter(|window| *window < context_limit);
-        LayerConfig { rope, window, ..common.clone() }
+        LayerConfig { rope, window: window.filter(|window| *window < context_limit), ..common.clone() }
     });
     Ok(DecoderConfig {
         architecture: row.name.to_owned(),
@@ -183,89 +241,75 @@ pub(super) fn read(map: &Map<String, Value>, row: &'static Architecture) -> Resu
         kv_heads,
         head_dim,
         rotary_dim,
+        query_scalar: query_scalar.map_or(head_dim as f64, f64::from),
+        score_cap,
         ffn,
+        activation,
+        experts,
         vocab_size,
+        // In f32; whoever computes in bf16 rounds it, and computes something else.
+        embedding_scale: if row.scaled_embedding { (hidden as f64).sqrt() as f32 } else { 1.0 },
+        logit_cap,
         context_limit,
-        rope,
+        rope: global,
+        local_rope: local,
         norm_eps,
         tied,
     })
 }
 
-/// Which layers turn their queries and keys.
-fn turned_layers(keys: &mut Keys<'_>, row: &Architecture, count: usize) -> Result<Vec<bool>, String> {
-    let Some(interval) = row.unturned_interval else { return Ok(vec![true; count]) };
-    let interval = keys.count("no_rope_layer_interval", LAYERS_MAX)?.unwrap_or(interval);
-    let Some(list) = keys.get("no_rope_layers") else {
-        return Ok((1..=count).map(|number| !number.is_multiple_of(interval)).collect());
+/// The family's activation, which the config may name under two keys, with the numbers that it may give.
+fn activation(keys: &mut Keys<'_>, activation: Activation) -> Result<Activation, String> {
+    let name = match activation {
+        Activation::Silu | Activation::ClampedSwiglu { .. } => "silu",
+        Activation::GeluTanh => "gelu_pytorch_tanh",
     };
-    // In spite of the key's name, 1 is a layer with rotary embedding.
-    let turns = |value: &Value| value.as_u64().filter(|flag| *flag <= 1).map(|flag| flag == 1);
-    let all = list.as_array().filter(|list| list.len() == count).and_then(|list| list.iter().map(turns).collect());
-    all.ok_or_else(|| format!("no_rope_layers is {}, expected {count} times 0 or 1", brief(list)))
+    for key in ["hidden_act", "hidden_activation"] {
+        if let Some(found) = keys.get(key)
+            && found != name
+        {
+            return Err(format!("{key} is {found}; only {name:?} is understood"));
+        }
+    }
+    let Activation::ClampedSwiglu { alpha, limit } = activation else { return Ok(activation) };
+    let alpha = keys.positive_f32("swiglu_alpha")?.unwrap_or(alpha);
+    let limit = keys.positive_f32("swiglu_limit")?.unwrap_or(limit);
+    Ok(Activation::ClampedSwiglu { alpha, limit })
 }
 
-/// The window of each layer; `turned` says which have rotary embedding.
-fn windows(keys: &mut Keys<'_>, row: &Architecture, turned: &[bool]) -> Result<Vec<Option<u32>>, String> {
-    const WINDOW: &str = "sliding_window";
-    let listed = sliding_layers(keys, turned.len())?;
-    let mut from = 0;
-    let window = match row.windows {
-        WindowRule::Never => None,
-        WindowRule::Every { absent } if !keys.map.contains_key(WINDOW) => absent.map(|window| window as usize),
-        WindowRule::Every { .. } => keys.count(WINDOW, DIMENSION_MAX)?,
-        WindowRule::Upper | WindowRule::Unturned if keys.flag("use_sliding_window")? != Some(true) => {
-            // Without the switch these mean nothing.
-            keys.seen.extend([WINDOW, "max_window_layers"]);
-            None
-        }
-        WindowRule::Upper | WindowRule::Unturned => {
-            let first = keys.get("max_window_layers");
-            if row.windows == WindowRule::Upper && listed.is_none() {
-                let first = first.and_then(Value::as_u64).and_then(|first| usize::try_from(first).ok());
-                from = first.ok_or("use_sliding_window is true, but max_window_layers is no whole number")?;
+/// The mixture of experts, for families that are one. `depths` are the lengths of the rows of their matrices.
+fn experts(keys: &mut Keys<'_>, row: &Architecture, depths: [usize; 2]) -> Result<Option<ExpertsConfig>, String> {
+    const CHOSEN: [&str; 2] = ["num_experts_per_tok", "experts_per_token"];
+    const QUANTIZED: &str = "quantization_config";
+    if !row.experts {
+        return Ok(None);
+    }
+    let count = keys.needed("num_local_experts", DIMENSION_MAX)?;
+    let [chosen, same] = [keys.count(CHOSEN[0], count as u64)?, keys.count(CHOSEN[1], count as u64)?];
+    let chosen = chosen.or(same).ok_or_else(|| format!("{} is missing", CHOSEN[0]))?;
+    if same.is_some_and(|same| same != chosen) {
+        return Err(format!("{} and {} are not the same", CHOSEN[0], CHOSEN[1]));
+    }
+    let packed = match keys.get(QUANTIZED) {
+        None => false,
+        Some(Value::Object(map)) => {
+            let mut inner = Keys::new(map, &["modules_to_not_convert"]);
+            if inner.get("quant_method").and_then(Value::as_str) != Some("mxfp4") {
+                return Err(format!("{QUANTIZED} has another quant_method than \"mxfp4\""));
             }
-            let window = keys.count(WINDOW, DIMENSION_MAX)?;
-            Some(window.ok_or("use_sliding_window is true, but sliding_window is missing")?)
+            inner.finish().map_err(|problem| format!("{QUANTIZED}: {problem}"))?;
+            true
         }
+        Some(other) => return Err(format!("{QUANTIZED} is {}, expected an object", brief(other))),
     };
-    let slides = |layer: usize| match row.windows {
-        WindowRule::Never => false,
-        WindowRule::Every { .. } => true,
-        WindowRule::Upper => layer >= from,
-        WindowRule::Unturned => !turned[layer],
-    };
-    let by_list = matches!(row.windows, WindowRule::Upper | WindowRule::Unturned) && window.is_some();
-    (0..turned.len())
-        .map(|layer| {
-            let by_rule = window.is_some() && slides(layer);
-            let sliding = listed.as_ref().map_or(by_rule, |listed| listed[layer]);
-            if sliding != by_rule && !by_list {
-                let found = if sliding { "a" } else { "no" };
-                return Err(format!("layer_types gives layer {layer} {found} sliding window, other keys do not"));
-            }
-            Ok(window.filter(|_| sliding).map(|window| window as u32))
-        })
-        .collect()
-}
-
-/// Whether each layer is a sliding one, if `layer_types` is there.
-fn sliding_layers(keys: &mut Keys<'_>, count: usize) -> Result<Option<Vec<bool>>, String> {
-    let Some(list) = keys.get("layer_types") else { return Ok(None) };
-    let sliding = |kind: &Value| match kind.as_str() {
-        Some("full_attention") => Some(false),
-        Some("sliding_attention") => Some(true),
-        _ => None,
-    };
-    let all = list.as_array().filter(|list| list.len() == count).and_then(|list| list.iter().map(sliding).collect());
-    all.map(Some).ok_or_else(|| {
-        let found = brief(list);
-        format!("layer_types is {found}, expected {count} times \"full_attention\" or \"sliding_attention\"")
-    })
+    match depths.iter().find(|depth| packed && !depth.is_multiple_of(PACKED_BLOCK)) {
+        Some(depth) => Err(format!("{QUANTIZED}: rows of {depth} elements are no whole blocks of {PACKED_BLOCK}")),
+        None => Ok(Some(ExpertsConfig { count, chosen, packed })),
+    }
 }
 
 /// The start of a value, for messages.
-fn brief(value: &Value) -> String {
+pub(super) fn brief(value: &Value) -> String {
     const SHOWN: usize = 60;
     value.to_string().chars().take(SHOWN).collect()
 }

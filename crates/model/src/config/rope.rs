@@ -1,7 +1,7 @@
 //! Rotary embedding: its frequencies, and the keys that say how they are stretched.
 //!
-//! In: `rope_theta`, `rope_scaling`, `rope_parameters` and `partial_rotary_factor` of a `config.json`. Out: [`RopeConfig`], and how much
-//! of a head turns. What depends on the length that a sequence happens to have is refused: KV that was computed could not be kept.
+//! In: `rope_theta`, `rope_local_base_freq`, `rope_scaling`, `rope_parameters` and `partial_rotary_factor` of a `config.json`. Out:
+//! [`RopeConfig`]s, and how much of a head turns. What depends on the length that a sequence happens to have is refused: KV that was computed could not be kept.
 //! Deliberately not here: turning anything.
 
 use std::f64::consts::TAU;
@@ -127,27 +127,74 @@ pub(crate) fn long_rope_attention_factor(stretch: f64, original: f64) -> f64 {
     if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / original.ln()).sqrt() }
 }
 
-/// Reads `rope_theta` and `rope_scaling`, or the newer `rope_parameters` that holds both; and how many elements of a head turn.
-pub(super) fn read_rope(
+/// What turns the layers of a decoder.
+pub(super) struct Ropes {
+    pub(super) global: RopeConfig,
+    /// Of layers with windows, for families where it is another.
+    pub(super) local: Option<RopeConfig>,
+    /// Elements of a head that turn.
+    pub(super) rotary_dim: usize,
+}
+
+/// Numbers that stand beside `rope_scaling`, or in it.
+#[derive(Clone, Copy)]
+struct Beside {
+    theta: Option<f64>,
+    share: Option<f64>,
+    original: Option<f64>,
+}
+
+/// Reads `rope_theta`, `rope_local_base_freq` and `rope_scaling`, or the newer `rope_parameters` that holds them all, for families with two
+/// under the names of `layer_types`; and how many elements of a head turn.
+pub(super) fn read_ropes(
     keys: &mut Keys<'_>,
     row: &Architecture,
     head_dim: usize,
     context_limit: u32,
-) -> Result<(RopeConfig, usize), String> {
-    let outer_theta = keys.positive("rope_theta")?;
-    let outer_share = keys.positive(SHARE)?;
-    let outer_original = keys.positive(ORIGINAL)?;
+) -> Result<Ropes, String> {
+    let beside = Beside {
+        theta: keys.positive("rope_theta")?,
+        share: keys.positive(SHARE)?,
+        original: keys.positive(ORIGINAL)?,
+    };
     let scaling = keys.get("rope_scaling");
     let parameters = keys.get("rope_parameters");
-    let Some(value) = parameters.or(scaling) else {
-        let theta = outer_theta.unwrap_or(row.rope_theta);
-        return Ok((RopeConfig { theta, scaling: RopeScaling::None }, rotary_dim(row, head_dim, outer_share)?));
+    let read = |value, beside, theta| read_rope(value, beside, theta, row, head_dim, context_limit);
+    let Some(local_theta) = row.local_theta else {
+        let (global, rotary_dim) = read(parameters.or(scaling), beside, row.rope_theta)?;
+        return Ok(Ropes { global, local: None, rotary_dim });
+    };
+    let local_theta = keys.positive("rope_local_base_freq")?.unwrap_or(local_theta);
+    let of_kind = |kind: &str| parameters.and_then(|parameters| parameters.get(kind)).filter(|value| !value.is_null());
+    let (full, sliding) = (of_kind("full_attention"), of_kind("sliding_attention"));
+    let by_kind = full.is_some() || sliding.is_some();
+    if let Some(Value::Object(map)) = parameters.filter(|_| by_kind) {
+        let kinds = Keys::new(map, &["full_attention", "sliding_attention"]);
+        kinds.finish().map_err(|problem| format!("rope_parameters: {problem}"))?;
+    }
+    let (global, rotary_dim) = read(if by_kind { full } else { parameters.or(scaling) }, beside, row.rope_theta)?;
+    let (local, _) = read(sliding, Beside { theta: None, ..beside }, local_theta)?;
+    Ok(Ropes { global, local: Some(local), rotary_dim })
+}
+
+/// One rotary embedding, and how many elements of a head it turns. `theta` is the base when nothing says another.
+fn read_rope(
+    value: Option<&Value>,
+    beside: Beside,
+    theta: f64,
+    row: &Architecture,
+    head_dim: usize,
+    context_limit: u32,
+) -> Result<(RopeConfig, usize), String> {
+    let Some(value) = value else {
+        let theta = beside.theta.unwrap_or(theta);
+        return Ok((RopeConfig { theta, scaling: RopeScaling::None }, rotary_dim(row, head_dim, beside.share)?));
     };
     let Value::Object(map) = value else { return Err(format!("rope_scaling is {value}, expected an object")) };
     let mut inner = Keys::new(map, &[]);
     let inside = |problem: String| format!("rope_scaling: {problem}");
-    let theta = inner.positive("rope_theta").map_err(inside)?.or(outer_theta).unwrap_or(row.rope_theta);
-    let rotary_dim = rotary_dim(row, head_dim, inner.positive(SHARE).map_err(inside)?.or(outer_share))?;
+    let theta = inner.positive("rope_theta").map_err(inside)?.or(beside.theta).unwrap_or(theta);
+    let rotary_dim = rotary_dim(row, head_dim, inner.positive(SHARE).map_err(inside)?.or(beside.share))?;
     let original = inner.positive(ORIGINAL).map_err(inside)?;
     let old_name = inner.get("type").and_then(Value::as_str);
     let kind = inner.get("rope_type").and_then(Value::as_str).or(old_name).unwrap_or("default");
@@ -162,12 +209,12 @@ pub(super) fn read_rope(
             original_context: original.ok_or_else(|| format!("rope_scaling.{ORIGINAL} is missing"))?,
         },
         "yarn" => {
-            let original = original.or(outer_original).unwrap_or(f64::from(context_limit));
+            let original = original.or(beside.original).unwrap_or(f64::from(context_limit));
             yarn(&mut inner, original).map_err(inside)?
         }
         // Phi-3 first called it "su".
         "longrope" | "su" => {
-            let original = original.or(outer_original).ok_or_else(|| format!("{ORIGINAL} is missing"))?;
+            let original = original.or(beside.original).ok_or_else(|| format!("{ORIGINAL} is missing"))?;
             long_rope(&mut inner, rotary_dim / 2, f64::from(context_limit), original).map_err(inside)?
         }
         other => {

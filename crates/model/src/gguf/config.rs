@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::Tensors;
 use super::metadata::Metadata;
-use crate::config::long_rope_attention_factor;
+use crate::config::{GGUF_WINDOW, bias_of, long_rope_attention_factor};
 use crate::weights::Element;
 use crate::{ARCHITECTURES, Architecture, BiasRule, DecoderConfig, GgufForm, ModelError, RopeScaling, WindowRule};
 
@@ -36,8 +36,6 @@ const KEYS: &[(&str, &str, bool)] = &[
     ("vocab_size", "vocab_size", false),
 ];
 
-/// The key of the window, for families whose layers all have it.
-const WINDOW: (&str, &str, bool) = ("attention.sliding_window", "sliding_window", false);
 /// What LongRoPE multiplies cosines and sines by.
 const ATTENTION_FACTOR: &str = "rope.scaling.attn_factor";
 /// Context that the model was first trained with.
@@ -51,6 +49,8 @@ const OTHERS: &[&str] = &[
     "rope.scaling.finetuned",
     ORIGINAL_CONTEXT,
     "rope.scaling.type",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
     "tensor_data_layout",
 ];
 
@@ -74,7 +74,7 @@ pub(super) fn read(
     })?;
     let json = to_json(row, form, metadata, tensors).map_err(wrong)?.to_string();
     let mut config = DecoderConfig::parse(&json, path).map_err(|e| match e {
-        ModelError::Config { path, problem } => ModelError::Config { path, problem: own_words(problem, found) },
+        ModelError::Config { path, problem } => ModelError::Config { path, problem: own_words(problem, form) },
         other => other,
     })?;
     if let Some(scaling) = stretched_by_tensors(&config, found, metadata, tensors).map_err(wrong)? {
@@ -89,8 +89,10 @@ pub(super) fn read(
 /// The metadata as a `config.json`.
 fn to_json(row: &Architecture, form: &GgufForm, metadata: &Metadata, tensors: &Tensors) -> Result<Value, String> {
     let key = |end: &str| format!("{}.{end}", form.architecture);
-    let windowed = matches!(row.windows, WindowRule::Every { .. });
-    let keys: Vec<_> = KEYS.iter().chain(windowed.then_some(&WINDOW)).collect();
+    // Without the key, these families would take the window of other files.
+    let window_needed = matches!(row.windows, WindowRule::Alternating { .. });
+    let own_keys = form.keys.iter().map(|key| (key.0, key.1, window_needed && *key == GGUF_WINDOW));
+    let keys: Vec<_> = KEYS.iter().copied().chain(own_keys).collect();
     let known = |end: &str| {
         OTHERS.contains(&end)
             || keys.iter().any(|(own, ..)| *own == end)
@@ -109,10 +111,16 @@ fn to_json(row: &Architecture, form: &GgufForm, metadata: &Metadata, tensors: &T
     json.insert("architectures".to_owned(), json!([row.name]));
     for (own, theirs, needed) in keys {
         match metadata.scalar(&key(own))? {
-            // A window of no tokens is how converters write none.
-            Some(value) if *own == WINDOW.0 && value.as_u64() == Some(0) => {}
-            Some(value) => drop(json.insert((*theirs).to_owned(), value)),
-            None if *needed => return Err(format!("{} is missing", key(own))),
+            Some(value) if own == GGUF_WINDOW.0 && value.as_u64() == Some(0) => {
+                json.insert(theirs.to_owned(), Value::Null);
+            }
+            Some(value) => {
+                if let Some(other) = json.get(theirs).filter(|other| **other != value) {
+                    return Err(format!("{} is {value}, but another key says {other}", key(own)));
+                }
+                json.insert(theirs.to_owned(), value);
+            }
+            None if needed => return Err(format!("{} is missing", key(own))),
             None => {}
         }
     }
@@ -121,7 +129,8 @@ fn to_json(row: &Architecture, form: &GgufForm, metadata: &Metadata, tensors: &T
         json.insert("vocab_size".to_owned(), tokens.into());
     }
     head_dim(&mut json, row, &key, metadata)?;
-    let scaling = rope_scaling(&key, metadata)?;
+    query_scalar(&mut json, row, form);
+    let scaling = rope_scaling(&key, form, metadata)?;
     // LongRoPE is in its tensors, its type beside them.
     let by_tensors = tensors.has(ROPE_LONG) && scaling["rope_type"] == "longrope" && scaling["factor"].is_null();
     json.insert("rope_scaling".to_owned(), if by_tensors { Value::Null } else { scaling });
@@ -129,8 +138,8 @@ fn to_json(row: &Architecture, form: &GgufForm, metadata: &Metadata, tensors: &T
     for (rule, weight) in
         [(row.qkv_bias, form.names.q), (row.output_bias, form.names.output), (row.mlp_bias, form.names.gate)]
     {
-        if let BiasRule::Key(flag) = rule {
-            let bias = weight.replace("{}", "0").replace("weight", "bias");
+        if let BiasRule::Key { key: flag, .. } = rule {
+            let bias = bias_of(&weight.replace("{}", "0"));
             // One key may speak of two biases: if only one is there, the other is missed by its name.
             let asked = json.get(flag) == Some(&Value::Bool(true)) || tensors.has(&bias);
             json.insert(flag.to_owned(), asked.into());
@@ -178,15 +187,31 @@ fn head_dim(
     Ok(())
 }
 
+/// Says by what scores are divided, for families whose files do not.
+fn query_scalar(json: &mut Map<String, Value>, row: &Architecture, form: &GgufForm) {
+    let number = |key: &str| json.get(key).and_then(Value::as_u64);
+    let wide = form.wide_queries_layers.is_some() && form.wide_queries_layers == number("num_hidden_layers");
+    let scalar = match (number("hidden_size"), number("num_attention_heads")) {
+        (Some(hidden), Some(heads)) if wide && heads > 0 => Some(hidden / heads),
+        _ => number("head_dim"),
+    };
+    if let Some(scalar) = scalar.filter(|_| row.query_scalar) {
+        json.insert("query_pre_attn_scalar".to_owned(), scalar.into());
+    }
+}
+
 /// As `rope_scaling` of a `config.json`; a factor without a type is linear, as llama.cpp has it.
-fn rope_scaling(key: &dyn Fn(&str) -> String, metadata: &Metadata) -> Result<Value, String> {
+fn rope_scaling(key: &dyn Fn(&str) -> String, form: &GgufForm, metadata: &Metadata) -> Result<Value, String> {
     let factor = metadata.scalar(&key("rope.scaling.factor"))?;
     let kind = metadata.text(&key("rope.scaling.type"))?;
     Ok(match (kind, factor) {
         (Some("none"), _) | (None, None) => Value::Null,
         (Some("yarn"), factor) => {
-            let original = metadata.scalar(&key(ORIGINAL_CONTEXT))?;
-            json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original})
+            let [original, fast, slow] =
+                [ORIGINAL_CONTEXT, "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"].map(key);
+            json!({"rope_type": "yarn", "factor": factor, "truncate": form.yarn_truncate,
+                "original_max_position_embeddings": metadata.scalar(&original)?,
+                "beta_fast": metadata.scalar(&fast)?, "beta_slow": metadata.scalar(&slow)?})
         }
         (kind, factor) => json!({"rope_type": kind.unwrap_or("linear"), "factor": factor}),
     })
@@ -236,11 +261,14 @@ fn divisors(tensors: &Tensors, name: &str, pairs: usize) -> Result<Option<Vec<f3
 }
 
 /// A problem in the words of `config.json`, said in those of the file.
-fn own_words(problem: String, architecture: &str) -> String {
-    let keys = KEYS.iter().map(|(own, theirs, _)| (*own, *theirs)).chain([
-        ("rope.scaling", "rope_scaling"),
-        ("rope.dimension_count", "partial_rotary_factor"),
-        (WINDOW.0, WINDOW.1),
-    ]);
-    keys.fold(problem, |problem, (own, theirs)| problem.replace(theirs, &format!("{architecture}.{own}")))
+fn own_words(problem: String, form: &GgufForm) -> String {
+    let common = KEYS.iter().map(|(own, theirs, _)| (*own, *theirs));
+    let keys: Vec<_> = common
+        .chain(form.keys.iter().copied())
+        .chain([("rope.scaling", "rope_scaling"), ("rope.dimension_count", "partial_rotary_factor")])
+        .collect();
+    // A key that another one begins is said by that one.
+    let begun = |key: &str| keys.iter().any(|(_, other)| *other != key && key.starts_with(other));
+    let said = keys.iter().filter(|(_, theirs)| !begun(theirs));
+    said.fold(problem, |problem, (own, theirs)| problem.replace(theirs, &format!("{}.{own}", form.architecture)))
 }

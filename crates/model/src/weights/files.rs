@@ -57,6 +57,8 @@ pub(crate) enum Element {
     Bf16,
     /// ggml's blocks of integers under common scales: one of [`BLOCKS`].
     Blocks(GgmlDType),
+    /// Bytes, which only mean something together with other tensors.
+    U8,
     /// One that is not read, by its name.
     Other(String),
 }
@@ -69,6 +71,7 @@ impl Element {
             Self::F16 => "F16",
             Self::Bf16 => "BF16",
             Self::Blocks(dtype) => BLOCKS.iter().find(|(known, _)| known == dtype).map_or("blocks", |(_, name)| *name),
+            Self::U8 => "U8",
             Self::Other(name) => name,
         }
     }
@@ -134,6 +137,7 @@ fn stored<'a>(view: &TensorView<'a>) -> Stored<'a> {
         Dtype::F32 => Element::F32,
         Dtype::F16 => Element::F16,
         Dtype::BF16 => Element::Bf16,
+        Dtype::U8 => Element::U8,
         other => Element::Other(format!("{other:?}")),
     };
     Stored { element, shape: view.shape().to_vec(), bytes: view.data() }

@@ -3,11 +3,13 @@
 //! In: files, open, and the config that says which tensors there must be. Out: [`Weights`], row-major `[out, in]` slices of
 //! f32, straight from the mapping where the file holds f32, converted once otherwise; and a digest over names, types, shapes
 //! and bytes. Everything is checked here, so that a backend can trust it: names, shapes, types and finiteness. Deliberately not
-//! here: the files themselves (`files`), quantisation, and layouts that a device likes.
+//! here: the files themselves (`files`), what they must hold (`layout`), quantisation, and layouts that a device likes.
 
+mod experts;
 mod files;
+mod layout;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,11 +19,10 @@ use candle_core::quantized::GgmlDType;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use holdfast_types::Digest;
 
-use crate::error::some_names;
-use crate::gguf::{self, ROPE_TENSORS};
-use crate::{DecoderConfig, GgufForm, LayerPart, ModelError, TensorNames, TensorRole, TensorSpec};
+use crate::{DecoderConfig, GgufForm, LayerPart, ModelError, TensorRole, gguf};
 use files::File;
 pub(crate) use files::{BLOCKS, Element, Stored, WeightBytes, root, verify_checksums};
+use layout::Layout;
 
 /// The weights of a model, checked against its config.
 ///
@@ -33,7 +34,7 @@ pub struct Weights {
     parameters: u64,
 }
 
-/// One layer's weights. Matrices are `[out, in]`, row-major.
+/// One layer's weights. Matrices are `[out, in]`, row-major. Norms multiply as they stand, whatever the file adds to them.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerWeights<'a> {
     /// `[hidden]`.
@@ -58,9 +59,17 @@ pub struct LayerWeights<'a> {
     pub v_bias: Option<&'a [f32]>,
     /// `[hidden]`.
     pub output_bias: Option<&'a [f32]>,
+    /// `[heads]`.
+    pub sinks: Option<&'a [f32]>,
+    /// `[hidden]`.
+    pub post_attention_norm: Option<&'a [f32]>,
     /// `[hidden]`.
     pub ffn_norm: &'a [f32],
-    /// `[ffn, hidden]`.
+    /// `[experts, hidden]`; absent without experts.
+    pub router: Option<&'a [f32]>,
+    /// `[experts]`.
+    pub router_bias: Option<&'a [f32]>,
+    /// `[ffn, hidden]`; with experts, these and the biases begin with a dimension `experts`.
     pub gate: &'a [f32],
     /// `[ffn, hidden]`.
     pub up: &'a [f32],
@@ -72,6 +81,8 @@ pub struct LayerWeights<'a> {
     pub up_bias: Option<&'a [f32]>,
     /// `[hidden]`.
     pub down_bias: Option<&'a [f32]>,
+    /// `[hidden]`.
+    pub post_ffn_norm: Option<&'a [f32]>,
 }
 
 impl Weights {
@@ -110,13 +121,18 @@ impl Weights {
             k_bias: optional(LayerPart::KBias),
             v_bias: optional(LayerPart::VBias),
             output_bias: optional(LayerPart::OutputBias),
+            sinks: optional(LayerPart::Sinks),
+            post_attention_norm: optional(LayerPart::PostAttentionNorm),
             ffn_norm: needed(LayerPart::FfnNorm),
+            router: optional(LayerPart::Router),
+            router_bias: optional(LayerPart::RouterBias),
             gate: needed(LayerPart::Gate),
             up: needed(LayerPart::Up),
             down: needed(LayerPart::Down),
             gate_bias: optional(LayerPart::GateBias),
             up_bias: optional(LayerPart::UpBias),
             down_bias: optional(LayerPart::DownBias),
+            post_ffn_norm: optional(LayerPart::PostFfnNorm),
         }
     }
 
@@ -204,7 +220,7 @@ impl Values {
                 shape[0] = rows.len();
                 dequantised(*dtype, bytes, shape)
             }
-            Element::Other(_) => Err(Unread::Dtype),
+            Element::U8 | Element::Other(_) => Err(Unread::Dtype),
         }
     }
 
@@ -251,152 +267,9 @@ fn half_to_f32(bits: u16) -> f32 {
     }
 }
 
-/// How a kind of file keeps a config's tensors.
-struct Layout {
-    names: &'static TensorNames,
-    /// Ends of names that are passed over.
-    ignored: &'static [&'static str],
-    /// Tensors that the config was made of: no weights, but part of the digest.
-    beside: &'static [&'static str],
-    /// Heads of q and k whose rows are interleaved, and must be put in half-split order.
-    interleaved: bool,
-    /// Types of elements that are read.
-    read: &'static str,
-}
-
-impl Layout {
-    fn safetensors(config: &DecoderConfig) -> Self {
-        let row = config.row();
-        Self { names: row.names, ignored: row.ignored, beside: &[], interleaved: false, read: "F32, F16 and BF16" }
-    }
-
-    fn gguf(form: &GgufForm) -> Self {
-        Self { names: form.names, ignored: &[], beside: ROPE_TENSORS, interleaved: form.interleaved, read: gguf::READ }
-    }
-
-    /// Compares what there is with what there must be, and takes it.
-    fn check(&self, path: &Path, files: &[Arc<File>], config: &DecoderConfig) -> Result<Weights, ModelError> {
-        let path = || path.to_owned();
-        let names = self.names;
-        let mut found: BTreeMap<String, Arc<File>> = BTreeMap::new();
-        for file in files {
-            for name in file.names() {
-                if self.ignored.iter().any(|end| name.ends_with(end)) {
-                    continue;
-                }
-                if found.insert(name.clone(), file.clone()).is_some() {
-                    return Err(ModelError::Weights {
-                        path: path(),
-                        problem: format!("tensor {name} is in two files"),
-                    });
-                }
-            }
-        }
-        let specs = config.tensors_by(names);
-        let rows = rows_of(&specs);
-        let mut missing: Vec<_> =
-            specs.iter().filter(|s| !found.contains_key(&s.name)).map(|s| s.name.clone()).collect();
-        missing.dedup();
-        if !missing.is_empty() {
-            return Err(ModelError::MissingTensors { path: path(), names: some_names(&missing) });
-        }
-        // Some exporters write the tied matrix twice.
-        let embedding = found.get(names.embedding).and_then(|f| f.get(names.embedding));
-        let head = found.get(names.lm_head).and_then(|f| f.get(names.lm_head));
-        let same = matches!((embedding, head), (Some(a), Some(b)) if a.bytes == b.bytes && a.element == b.element);
-        if config.tied && same {
-            found.remove(names.lm_head);
-        }
-        let wanted: BTreeSet<_> = specs.iter().map(|s| s.name.as_str()).chain(self.beside.iter().copied()).collect();
-        let extra: Vec<_> = found.keys().filter(|name| !wanted.contains(name.as_str())).cloned().collect();
-        if !extra.is_empty() {
-            return Err(ModelError::ExtraTensors { path: path(), names: some_names(&extra) });
-        }
-
-        let mut tensors = HashMap::with_capacity(specs.len());
-        let mut parameters = 0;
-        for (spec, (rows, rows_in_all)) in specs.into_iter().zip(rows) {
-            let Some((file, stored)) = found.get(&spec.name).and_then(|file| Some((file, file.get(&spec.name)?)))
-            else {
-                return Err(ModelError::MissingTensors { path: path(), names: spec.name });
-            };
-            let mut expected = spec.shape.clone();
-            expected[0] = rows_in_all;
-            if stored.shape != expected {
-                let found = stored.shape;
-                return Err(ModelError::WrongShape { path: path(), name: spec.name, expected, found });
-            }
-            let first = rows.start * stored.shape.iter().skip(1).product::<usize>();
-            let mut values = Values::take(file, &spec.name, &stored, rows).map_err(|unread| match unread {
-                Unread::Dtype => ModelError::WrongDtype {
-                    path: path(),
-                    name: spec.name.clone(),
-                    found: stored.element.name().to_owned(),
-                    read: self.read,
-                },
-                Unread::Blocks(problem) => {
-                    ModelError::Weights { path: path(), problem: format!("tensor {}: {problem}", spec.name) }
-                }
-            })?;
-            if self.interleaved && is_turned(spec.role) {
-                values = Values::Owned(half_split(values.as_slice(), config.head_dim, spec.shape[0]));
-            }
-            if let Some((index, &value)) = values.as_slice().iter().enumerate().find(|(_, v)| !v.is_finite()) {
-                return Err(ModelError::NonFinite { path: path(), name: spec.name, index: first + index, value });
-            }
-            parameters += values.as_slice().len() as u64;
-            tensors.insert(spec.role, values);
-        }
-        Ok(Weights { tensors, layers: config.layers.len(), digest: digest(&found), parameters })
-    }
-}
-
-/// For each spec, its rows of the tensor that holds it, and how many that tensor has.
-fn rows_of(specs: &[TensorSpec]) -> Vec<(Range<usize>, usize)> {
-    let mut in_all: HashMap<&str, usize> = HashMap::new();
-    let mut places = Vec::with_capacity(specs.len());
-    for spec in specs {
-        let end = in_all.entry(&spec.name).or_default();
-        places.push(*end..*end + spec.shape[0]);
-        *end += spec.shape[0];
-    }
-    places.into_iter().zip(specs).map(|(rows, spec)| (rows, in_all[spec.name.as_str()])).collect()
-}
-
-/// Whether rotary embedding turns what this tensor makes.
-fn is_turned(role: TensorRole) -> bool {
-    use LayerPart::{K, KBias, Q, QBias};
-    matches!(role, TensorRole::Layer(_, Q | K | QBias | KBias))
-}
-
-/// Undoes llama.cpp's `LlamaModel.permute`: of each head, rows 2i and 2i + 1 become rows i and i + head_dim / 2.
-fn half_split(values: &[f32], head_dim: usize, rows: usize) -> Vec<f32> {
-    let (width, half) = (values.len() / rows, head_dim / 2);
-    let mut out = Vec::with_capacity(values.len());
-    for head in values.chunks_exact(head_dim * width) {
-        for row in 0..head_dim {
-            let from = 2 * (row % half) + row / half;
-            out.extend_from_slice(&head[from * width..(from + 1) * width]);
-        }
-    }
-    out
-}
-
-fn digest(found: &BTreeMap<String, Arc<File>>) -> Digest {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(b"holdfast weights 1\n");
-    for (name, file) in found {
-        if let Some(stored) = file.get(name) {
-            hasher.update(format!("{name} {} {:?}\n", stored.element.name(), stored.shape).as_bytes());
-            hasher.update(stored.bytes);
-        }
-    }
-    Digest(*hasher.finalize().as_bytes())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{half_split, half_to_f32};
+    use super::half_to_f32;
 
     #[test]
     fn halves_convert_exactly() {
@@ -414,13 +287,5 @@ mod tests {
             assert_eq!(half_to_f32(bits).to_bits(), f32::to_bits(value), "{bits:#06x}");
         }
         assert!(half_to_f32(0x7e00).is_nan());
-    }
-
-    #[test]
-    fn interleaved_heads_become_half_split() {
-        // Two heads of four rows of one, as llama.cpp writes rows 0 to 7.
-        assert_eq!(half_split(&[0., 2., 1., 3., 4., 6., 5., 7.], 4, 8), [0., 1., 2., 3., 4., 5., 6., 7.]);
-        let rows_of_two = [0., 1., 4., 5., 2., 3., 6., 7.];
-        assert_eq!(half_split(&rows_of_two, 4, 4), [0., 1., 2., 3., 4., 5., 6., 7.]);
     }
 }

@@ -53,7 +53,7 @@ impl Gguf {
                 ("rope_factors_long.weight", list("long_factor")),
                 ("rope_factors_short.weight", list("short_factor")),
             ],
-            MicroRope::Plain | MicroRope::Yarn => Vec::new(),
+            MicroRope::Plain | MicroRope::Linear | MicroRope::Yarn => Vec::new(),
         };
         for (name, divisors) in divisors {
             let divisors = Tensor::from_slice(&divisors, divisors.len(), &Device::Cpu).unwrap();

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod counting;
+mod families;
 mod file;
 mod refusals;
 
@@ -11,7 +12,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use file::Gguf;
 use holdfast_model::random::MicroFamily::{Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
 use holdfast_model::random::{MICRO_VOCABULARY, MicroDtype, MicroRope, MicroShape};
-use holdfast_model::{LogEnd, Model, Next, Prompt, Reference, RopeScaling, Weights};
+use holdfast_model::{LayerRope, LogEnd, Model, Next, Prompt, Reference, RopeScaling, Weights};
 use holdfast_types::{Item, Role, Tool};
 
 /// Rows that are whole blocks of 32.
@@ -94,7 +95,7 @@ fn mistral_is_llama_there() {
 fn every_fourth_layer_of_smollm3_does_not_turn() {
     let shape = MicroShape { family: SmolLm3, layers: 5, seed: 13, ..MicroShape::default() };
     let (ours, theirs) = (Gguf::of(&shape, GgmlDType::F32).load().unwrap(), shape.build().unwrap());
-    let turned: Vec<bool> = ours.config().layers.iter().map(|layer| layer.rope).collect();
+    let turned: Vec<bool> = ours.config().layers.iter().map(|layer| layer.rope != LayerRope::Unturned).collect();
     assert_eq!(turned, [true, true, true, false, true]);
     assert_eq!(all(&ours), all(&theirs));
 }

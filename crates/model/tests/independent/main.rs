@@ -11,7 +11,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use holdfast_model::Reference;
-use holdfast_model::random::MicroFamily::{Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
+use holdfast_model::random::MicroFamily::{Gemma2, Gemma3, GptOss, Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
 use holdfast_model::random::{MICRO_LONG_ROPE_CONTEXT, MICRO_VOCABULARY, MicroRope, MicroShape};
 use serde_json::json;
 
@@ -21,6 +21,7 @@ const TOKENS: u32 = 100;
 fn shapes() -> Vec<(&'static str, MicroShape)> {
     let micro = MicroShape { layers: 4, ..MicroShape::default() };
     let long = MicroShape { family: Phi3, rope: MicroRope::LongRope, tied: false, seed: 11, ..micro.clone() };
+    let gpt_oss = MicroShape { family: GptOss, ..micro.clone() };
     vec![
         ("llama", micro.clone()),
         ("llama-biases", MicroShape { attention_bias: true, mlp_bias: true, tied: false, seed: 1, ..micro.clone() }),
@@ -35,9 +36,39 @@ fn shapes() -> Vec<(&'static str, MicroShape)> {
         ("smollm3", MicroShape { family: SmolLm3, seed: 10, ..micro.clone() }),
         ("smollm3-window", MicroShape { family: SmolLm3, window: Some(17), seed: 12, ..micro.clone() }),
         ("phi3", MicroShape { family: Phi3, window: Some(33), seed: 13, ..micro.clone() }),
-        ("phi3-part", MicroShape { family: Phi3, rotary_share: 0.75, seed: 14, ..micro }),
+        ("phi3-part", MicroShape { family: Phi3, rotary_share: 0.75, seed: 14, ..micro.clone() }),
         ("phi3-long", long.clone()),
         ("phi3-short", MicroShape { context_limit: MICRO_LONG_ROPE_CONTEXT, ..long }),
+        ("gemma2", MicroShape { family: Gemma2, window: Some(21), query_scalar: Some(13), seed: 15, ..micro.clone() }),
+        ("gemma2-biases", MicroShape { family: Gemma2, attention_bias: true, head_dim: 12, seed: 16, ..micro.clone() }),
+        (
+            "gemma3",
+            MicroShape {
+                family: Gemma3,
+                window: Some(19),
+                query_scalar: Some(5),
+                kv_heads: 1,
+                seed: 17,
+                ..micro.clone()
+            },
+        ),
+        (
+            "gemma3-linear",
+            MicroShape {
+                family: Gemma3,
+                rope: MicroRope::Linear,
+                window: Some(33),
+                tied: false,
+                seed: 18,
+                ..micro.clone()
+            },
+        ),
+        ("gpt-oss", MicroShape { rope: MicroRope::Yarn, window: Some(24), tied: false, seed: 19, ..gpt_oss.clone() }),
+        ("gpt-oss-wide", MicroShape { rope: MicroRope::Yarn, head_dim: 16, experts: 9, seed: 20, ..gpt_oss.clone() }),
+        (
+            "gpt-oss-mxfp4",
+            MicroShape { rope: MicroRope::Yarn, window: Some(8), packed: true, ffn: 64, seed: 21, ..gpt_oss },
+        ),
     ]
 }
 

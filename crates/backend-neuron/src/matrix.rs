@@ -1,9 +1,6 @@
-//! A model's weights as the kernels like them: matrices in panels, in f32 or int8; vectors as they come.
+//! Matrices as the kernels like them: in panels, in f32 or int8.
 //!
-//! In: row-major f32 slices from `holdfast_model`. Out: [`Decoder`], and products of rows with its matrices. Deliberately not
-//! here: files, and what the matrices mean.
-
-use holdfast_model::{DecoderConfig, Weights};
+//! In: row-major f32 slices. Out: [`Matrix`], and products of rows with it. Deliberately not here: what the matrices mean.
 
 use crate::WeightFormat;
 use crate::kernels::Isa;
@@ -11,65 +8,8 @@ use crate::kernels::matmul::{self, Int8Panel, PANEL, Quantised, TILE};
 use crate::kernels::quantise::{GROUP, groups, quantise_row};
 use crate::pool::{Pieces, Pool};
 
-/// A whole decoder.
-#[derive(Debug)]
-pub(crate) struct Decoder {
-    /// `[vocab_size][hidden]`.
-    pub(crate) embeddings: Vec<f32>,
-    pub(crate) layers: Vec<Layer>,
-    /// `[hidden]`.
-    pub(crate) final_norm: Vec<f32>,
-    pub(crate) lm_head: Matrix,
-}
-
-/// One layer.
-#[derive(Debug)]
-pub(crate) struct Layer {
-    /// `[hidden]`.
-    pub(crate) attention_norm: Vec<f32>,
-    /// Queries, keys and values under one another.
-    pub(crate) qkv: Matrix,
-    /// Norms of each query head and of each key head, `[head_dim]`.
-    pub(crate) qk_norm: Option<(Vec<f32>, Vec<f32>)>,
-    pub(crate) output: Matrix,
-    /// `[hidden]`.
-    pub(crate) ffn_norm: Vec<f32>,
-    pub(crate) gate: Matrix,
-    pub(crate) up: Matrix,
-    pub(crate) down: Matrix,
-}
-
-impl Decoder {
-    /// Packs every matrix; nothing of `weights` is kept.
-    pub(crate) fn pack(config: &DecoderConfig, weights: &Weights, format: WeightFormat, isa: Isa) -> Self {
-        let pack = |parts: &[Part<'_>], depth| Matrix::pack(parts, depth, format, isa);
-        let (hidden, ffn) = (config.hidden, config.ffn);
-        let layers = (0..config.layers.len())
-            .map(|index| {
-                let layer = weights.layer(index);
-                Layer {
-                    attention_norm: layer.attention_norm.to_vec(),
-                    qkv: pack(&[(layer.q, layer.q_bias), (layer.k, layer.k_bias), (layer.v, layer.v_bias)], hidden),
-                    qk_norm: layer.q_norm.zip(layer.k_norm).map(|(q, k)| (q.to_vec(), k.to_vec())),
-                    output: pack(&[(layer.output, layer.output_bias)], config.heads * config.head_dim),
-                    ffn_norm: layer.ffn_norm.to_vec(),
-                    gate: pack(&[(layer.gate, layer.gate_bias)], hidden),
-                    up: pack(&[(layer.up, layer.up_bias)], hidden),
-                    down: pack(&[(layer.down, layer.down_bias)], ffn),
-                }
-            })
-            .collect();
-        Self {
-            embeddings: weights.embeddings().to_vec(),
-            layers,
-            final_norm: weights.final_norm().to_vec(),
-            lm_head: pack(&[(weights.lm_head(), None)], hidden),
-        }
-    }
-}
-
 /// Rows of a matrix, `[out, depth]` row-major, and their bias.
-type Part<'a> = (&'a [f32], Option<&'a [f32]>);
+pub(crate) type Part<'a> = (&'a [f32], Option<&'a [f32]>);
 
 /// A matrix `[width, depth]` in panels of 32 output features; the last panel is padded with zeros.
 #[derive(Debug)]
@@ -111,6 +51,13 @@ impl Rows {
         &mut self.values
     }
 
+    /// Those rows of `other`, in this order.
+    pub(crate) fn gather(&mut self, other: &Self, rows: impl Iterator<Item = usize>) {
+        self.width = other.width;
+        self.values.clear();
+        rows.for_each(|row| self.values.extend_from_slice(other.row(row)));
+    }
+
     /// Quantises every row by itself if `format` asks for it.
     pub(crate) fn prepare(&mut self, format: WeightFormat, isa: Isa) {
         if format == WeightFormat::F32 {
@@ -142,7 +89,7 @@ impl Rows {
 
 impl Matrix {
     /// Packs parts that share a depth, one under the other.
-    fn pack(parts: &[Part<'_>], depth: usize, format: WeightFormat, isa: Isa) -> Self {
+    pub(crate) fn pack(parts: &[Part<'_>], depth: usize, format: WeightFormat, isa: Isa) -> Self {
         let rows: Vec<&[f32]> = parts.iter().flat_map(|(values, _)| values.chunks_exact(depth)).collect();
         let mut bias = Vec::new();
         if parts.iter().any(|(_, bias)| bias.is_some()) {
