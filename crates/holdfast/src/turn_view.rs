@@ -1,4 +1,4 @@
-//! A turn as the terminal shows it: text as it streams, calls, and one line of what it cost.
+//! A turn as the terminal shows it: text as it streams, reasoning on lines of its own, calls, and one line of what it cost.
 
 use std::io::Write;
 
@@ -29,6 +29,8 @@ pub(crate) async fn show(events: &mut TurnEvents, out: &mut impl Write) -> anyho
                 write!(out, "{}", plain(&delta.text))?;
                 out.flush()?;
             }
+            Some(Kind::ItemStarted(started)) if is_reasoning(started.item.as_ref()) => write!(out, "[thinks] ")?,
+            Some(Kind::ItemDone(done)) if is_reasoning(done.item.as_ref()) => writeln!(out)?,
             Some(Kind::TurnQueued(queued)) => writeln!(out, "[queued, {} before it]", queued.position)?,
             Some(Kind::RequiresAction(action)) => return Ok(Outcome::Waits(action.calls)),
             Some(Kind::TurnEnded(v1::TurnEnded { turn: Some(turn) })) => return Ok(Outcome::Ended(Box::new(turn))),
@@ -45,6 +47,10 @@ pub(crate) async fn show(events: &mut TurnEvents, out: &mut impl Write) -> anyho
     }
     let status = tonic::Status::unavailable("the turn's stream ended without a terminal event");
     Err(ClientError::from(status).into())
+}
+
+fn is_reasoning(item: Option<&v1::Item>) -> bool {
+    item.is_some_and(|item| matches!(item.kind, Some(v1::item::Kind::Reasoning(_))))
 }
 
 /// One line: tokens reused, computed, sampled, and the time to the first token.
