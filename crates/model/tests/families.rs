@@ -84,7 +84,12 @@ fn show(text: &ModelText, prompt: &Prompt<'_>, after: LogEnd, items: &[Item], ne
 const PLAIN: Prompt<'static> = Prompt { instructions: "", tools: &[], date: "2026-11-20", template: "" };
 
 fn tools() -> Vec<Tool> {
-    vec![Tool { name: "look".to_owned(), description: "Looks.".to_owned(), parameters_json_schema: String::new() }]
+    vec![Tool {
+        name: "look".to_owned(),
+        description: "Looks.".to_owned(),
+        parameters_json_schema: String::new(),
+        strict: false,
+    }]
 }
 
 fn user(text: &str) -> Item {

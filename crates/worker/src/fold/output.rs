@@ -63,6 +63,8 @@ pub(crate) struct OutputFold {
     parked_call: Option<String>,
     ended: bool,
     sampled: u32,
+    /// Position of the first token, of what was continued too.
+    first: u32,
 }
 
 impl OutputFold {
@@ -88,6 +90,7 @@ impl OutputFold {
             parked_call: None,
             ended: false,
             sampled: 0,
+            first: position,
         }
     }
 
@@ -120,6 +123,11 @@ impl OutputFold {
     /// Tool calls, if the generation ended here by itself: one that is open would be whole.
     pub(crate) fn calls(&self) -> u32 {
         self.calls + u32::from(self.scanner.in_call())
+    }
+
+    /// Position of its first token; of a generation that continues another, of the other's.
+    pub(crate) fn first(&self) -> u32 {
+        self.first
     }
 
     /// Tokens folded in this generation.
