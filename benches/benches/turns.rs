@@ -78,7 +78,7 @@ fn run(engine: &mut Engine, length: u32, secret: [u8; 32], id: u64) -> Vec<Token
             max_tokens: SAMPLED,
             stop_tokens: Vec::new(),
             precision: Precision::Native,
-            forced: Vec::new(),
+            guide: None,
             sampled_before: Vec::new(),
         }),
     };

@@ -109,6 +109,8 @@ impl Conversation {
             settings: settings(),
             allowed_tools: None,
             tool_choice: ToolChoice::Auto,
+            single_call: false,
+            constraint: None,
             deadline_us: None,
             on_disconnect: OnDisconnect::Continue,
         };

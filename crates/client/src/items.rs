@@ -31,6 +31,7 @@ pub fn function(
         name: name.into(),
         description: description.into(),
         parameters_json_schema: parameters_json_schema.into(),
+        strict: false,
     };
     v1::Tool { kind: Some(v1::tool::Kind::Function(function)) }
 }

@@ -1,7 +1,11 @@
 //! What a worker says to an engine and what it hears back.
 
+use std::fmt;
+
 use holdfast_kv::ChainDomain;
-use holdfast_types::{Failure, LogToken, Precision, SampledToken, SamplingParams, SequenceId, TimeUs, TokenId, Usage};
+use holdfast_types::{
+    Failure, LogToken, Precision, SampledToken, SamplingParams, SequenceId, TimeUs, TokenId, TokenMask, Usage,
+};
 
 /// Names one run of one sequence; drawn by the worker, never reused within a process, so that a late effect of a cancelled
 /// run is never taken for one of the next.
@@ -66,10 +70,33 @@ pub struct SampleRequest {
     pub stop_tokens: Vec<TokenId>,
     /// Precision of the sampled tokens' KV.
     pub precision: Precision,
-    /// The first samples are forced to these tokens, in order (tool choice); empty for none.
-    pub forced: Vec<TokenId>,
+    /// Says before each sample which tokens may be drawn, where something is held to a form. It stands behind the log's end.
+    pub guide: Option<Box<dyn TokenGuide>>,
     /// Tokens sampled earlier in the same turn, oldest first, for the penalties.
     pub sampled_before: Vec<TokenId>,
+}
+
+/// Holds what a run samples to a form. A function of what it was made for and the tokens that it took: two that took the same say
+/// the same. The engine asks it beside the device's work, at most once for each token.
+pub trait TokenGuide: fmt::Debug + Send {
+    /// The tokens that may come next, at least one: those that end the run exactly where what was sampled is whole.
+    ///
+    /// # Errors
+    /// Why it cannot go on; the run fails with it.
+    fn mask(&mut self) -> Result<TokenMask, Failure>;
+    /// Takes the token that was sampled; never one that ended the run.
+    ///
+    /// # Errors
+    /// As for `mask`.
+    fn accept(&mut self, token: TokenId) -> Result<(), Failure>;
+    /// The same guide, to go its own way from here.
+    fn fork(&self) -> Box<dyn TokenGuide>;
+}
+
+impl Clone for Box<dyn TokenGuide> {
+    fn clone(&self) -> Self {
+        self.fork()
+    }
 }
 
 /// What an engine reports.

@@ -13,6 +13,8 @@
 //! | `Lost` | the pool is empty; running runs compute again, each at most `losses_max` times, then `DEVICE_LOST` |
 //! | an output that does not answer its plan | like `Fault`, with `INTERNAL` |
 //!
+//! A run whose [`crate::TokenGuide`] fails fails alone: its row was computed, its sample is left aside.
+//!
 //! **The end of a log.** A run samples from the row of its last log token, so that row is always computed, even when everything is
 //! found: at most all but the last token is taken from the cache. A prefill (no sampling) computes all but the last token. The last
 //! token that a run samples is not computed; the next run does it. Over a conversation the rows computed are the log's length
@@ -224,8 +226,8 @@ impl Engine {
         if let Some(other) = precisions.find(|precision| !self.device.precisions.contains(precision)) {
             return defect(format!("the device does not compute {other:?}"));
         }
-        let forced = run.sample.iter().flat_map(|sample| sample.forced.iter().chain(&sample.sampled_before));
-        let mut tokens = run.log.iter().map(|token| &token.id).chain(forced);
+        let before = run.sample.iter().flat_map(|sample| &sample.sampled_before);
+        let mut tokens = run.log.iter().map(|token| &token.id).chain(before);
         if let Some(foreign) = tokens.find(|token| **token >= self.device.vocab_size) {
             return defect(format!("token {foreign} is not in the vocabulary"));
         }
@@ -272,12 +274,13 @@ impl Engine {
                 state.start(now);
             }
         }
-        match self.compute(&step) {
+        let mut unguided = BTreeMap::new();
+        match self.compute(&step, &mut unguided) {
             Ok(output) => {
                 if let Some(observer) = &mut self.observer {
                     observer.end(&step, output.device_time_us, self.scheduler.preemptions());
                 }
-                self.apply(&step, &output, now, effects)
+                self.apply(&step, &output, &unguided, now, effects)
             }
             Err((error, how)) => {
                 tracing::debug!(%error, "step failed");
@@ -287,8 +290,13 @@ impl Engine {
         }
     }
 
-    /// Submits and collects. An error comes with what became of the step.
-    fn compute(&mut self, step: &Step) -> Result<StepOutput, (BackendError, Abandon)> {
+    /// Submits and collects, with the masks of guided runs computed in between, beside the device's work. A run whose guide fails is
+    /// put into `unguided`: its sample is to be left aside. An error comes with what became of the step.
+    fn compute(
+        &mut self,
+        step: &Step,
+        unguided: &mut BTreeMap<RunId, Failure>,
+    ) -> Result<StepOutput, (BackendError, Abandon)> {
         let became = |error: BackendError| {
             let how = if matches!(error, BackendError::Fault(_)) { Abandon::Faulted } else { Abandon::NotRun };
             (error, how)
@@ -296,8 +304,11 @@ impl Engine {
         let ticket = self.backend.submit(&step.plan).map_err(became)?;
         let mut late = LateInputs::default();
         for sample in &step.samples {
-            let mask = self.runs.get(&RunId(sample.job.0)).and_then(RunState::mask);
-            late.masks.extend(mask.map(|mask| (sample.slot, sample.row, mask)));
+            let run = RunId(sample.job.0);
+            match self.runs.get_mut(&run).map_or(Ok(None), RunState::mask) {
+                Ok(mask) => late.masks.extend(mask.map(|mask| (sample.slot, sample.row, mask))),
+                Err(failure) => drop(unguided.insert(run, failure)),
+            }
         }
         self.backend.collect(ticket, &late).map_err(|error| {
             // A refused mask leaves the step open on the device; it is collected without masks, so that the next can be submitted.
@@ -309,7 +320,14 @@ impl Engine {
         })
     }
 
-    fn apply(&mut self, step: &Step, output: &StepOutput, now: TimeUs, effects: &mut Vec<Effect>) -> TimeUs {
+    fn apply(
+        &mut self,
+        step: &Step,
+        output: &StepOutput,
+        unguided: &BTreeMap<RunId, Failure>,
+        now: TimeUs,
+        effects: &mut Vec<Effect>,
+    ) -> TimeUs {
         let end = now + output.device_time_us;
         if std::mem::take(&mut self.awaits_epoch) {
             // The pool was emptied when the device was lost, so its new epoch is no news, unless it came back as another device.
@@ -339,7 +357,13 @@ impl Engine {
         let shared = shares(output.device_time_us, advances.iter().map(|advance| (advance.job, advance.rows)));
         for advance in advances {
             let device_time_us = shared.get(&advance.job).copied().unwrap_or(0);
-            self.advance(advance, device_time_us, end, effects);
+            match unguided.get(&RunId(advance.job.0)) {
+                Some(failure) => {
+                    self.advance(Advance { sampled: None, ..advance }, device_time_us, end, effects);
+                    self.fail(RunId(advance.job.0), failure.clone(), end, effects);
+                }
+                None => self.advance(advance, device_time_us, end, effects),
+            }
         }
         end
     }
@@ -354,8 +378,12 @@ impl Engine {
         let mut ends = self.scheduler.is_complete(job).then_some(FinishReason::Prefilled);
         if let Some(token) = sampled {
             self.totals.sampled_tokens += 1;
-            ends = state.sampled(&token, end);
+            let sampled = state.sampled(&token, end);
             effects.push(Effect::Sampled { run, tokens: vec![token] });
+            match sampled {
+                Ok(reason) => ends = reason,
+                Err(failure) => return self.fail(run, failure, end, effects),
+            }
         }
         if let Some(reason) = ends {
             self.finish(run, reason, end, effects);

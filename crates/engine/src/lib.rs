@@ -22,7 +22,7 @@ mod shell;
 mod snapshot;
 pub mod testing;
 
-pub use command::{Command, Effect, FinishReason, Run, RunId, SampleRequest};
+pub use command::{Command, Effect, FinishReason, Run, RunId, SampleRequest, TokenGuide};
 pub use engine::{Engine, EngineConfig};
 pub use holdfast_scheduler::SchedulerConfig;
 pub use observe::StepObserver;

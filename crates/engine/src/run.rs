@@ -1,4 +1,4 @@
-//! One run: where it ends, what it was forced to, and its account of usage.
+//! One run: where it ends, what it is held to, and its account of usage.
 //!
 //! In: what was found and computed for it. Out: [`Usage`], exactly as that type documents it. Deliberately not here: when things
 //! happen (`engine.rs`). `reasoning_tokens` is the worker's to fill: an engine does not know reasoning from text.
@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_kv::Found;
-use holdfast_types::{Precision, SampledToken, SequenceId, TimeUs, TokenMask, Usage};
+use holdfast_types::{Failure, Precision, SampledToken, SequenceId, TimeUs, TokenMask, Usage};
 
 use crate::{FinishReason, Run, SampleRequest};
 
@@ -15,6 +15,8 @@ use crate::{FinishReason, Run, SampleRequest};
 pub(crate) struct RunState {
     pub(crate) sequence: SequenceId,
     sample: Option<SampleRequest>,
+    /// The mask of the next sample, once it was asked for.
+    mask: Option<TokenMask>,
     /// Tokens of the log when it came.
     pub(crate) log: u32,
     /// Those of them that are input: without what its generation sampled before it was interrupted.
@@ -54,7 +56,7 @@ impl RunState {
         let log = run.log.len() as u32;
         let input = log.saturating_sub(run.resumed);
         let sample = run.sample.take();
-        Self { sequence: run.sequence, sample, log, input, losses: 0, reported: None, account }
+        Self { sequence: run.sequence, sample, mask: None, log, input, losses: 0, reported: None, account }
     }
 
     /// Tokens of the log now.
@@ -62,11 +64,16 @@ impl RunState {
         self.log + self.account.usage.output_tokens as u32
     }
 
-    /// The mask of its next sample, while it is forced.
-    pub(crate) fn mask(&self) -> Option<TokenMask> {
-        let next = self.account.usage.output_tokens as usize;
-        let token = self.sample.as_ref()?.forced.get(next)?;
-        Some(TokenMask::Only(vec![*token]))
+    /// The mask of its next sample, if it is held to a form. Asked again before the next sample, it is not computed again.
+    ///
+    /// # Errors
+    /// What its guide says; the run is to fail with it.
+    pub(crate) fn mask(&mut self) -> Result<Option<TokenMask>, Failure> {
+        let Some(guide) = self.sample.as_mut().and_then(|sample| sample.guide.as_mut()) else { return Ok(None) };
+        if self.mask.is_none() {
+            self.mask = Some(guide.mask()?);
+        }
+        Ok(self.mask.clone())
     }
 
     /// What was there of its log when it was admitted, first or again.
@@ -116,22 +123,30 @@ impl RunState {
     }
 
     /// A token was sampled at `now`. Returns why the run ends with it, if it does.
-    pub(crate) fn sampled(&mut self, token: &SampledToken, now: TimeUs) -> Option<FinishReason> {
+    ///
+    /// # Errors
+    /// What its guide says; the run is to fail with it.
+    pub(crate) fn sampled(&mut self, token: &SampledToken, now: TimeUs) -> Result<Option<FinishReason>, Failure> {
         let usage = &mut self.account.usage;
         usage.output_tokens += 1;
         if usage.output_tokens == 1 {
             // 0 means that nothing was sampled.
             usage.time_to_first_token_us = now.saturating_sub(self.account.accepted_us).max(1);
         }
-        let sample = self.sample.as_ref()?;
+        let Some(sample) = &mut self.sample else { return Ok(None) };
+        self.mask = None;
         if sample.stop_tokens.contains(&token.id) {
-            Some(FinishReason::StopToken)
-        } else if usage.output_tokens >= u64::from(sample.max_tokens) {
-            Some(FinishReason::MaxTokens)
-        } else if u64::from(self.log) + usage.output_tokens >= usage.context_limit {
-            Some(FinishReason::ContextFull)
-        } else {
-            None
+            return Ok(Some(FinishReason::StopToken));
+        }
+        if usage.output_tokens >= u64::from(sample.max_tokens) {
+            return Ok(Some(FinishReason::MaxTokens));
+        }
+        if u64::from(self.log) + usage.output_tokens >= usage.context_limit {
+            return Ok(Some(FinishReason::ContextFull));
+        }
+        match &mut sample.guide {
+            Some(guide) => guide.accept(token.id).map(|()| None),
+            None => Ok(None),
         }
     }
 

@@ -419,7 +419,7 @@ impl Backend for TokenBackend {
 }
 
 /// What a run samples on a device of that description when nothing ends it early, from its log alone: no blocks, no batch, no
-/// chunks. Ends with a stop token, `max_tokens`, or a log of `context` tokens.
+/// chunks. Ends with a stop token, `max_tokens`, a log of `context` tokens, or where its guide fails.
 ///
 /// # Errors
 /// [`BackendError::Rejected`] when the run's sampling settings are out of range.
@@ -436,6 +436,7 @@ pub fn expected_tokens(device: &DeviceDescription, run: &Run, context: u32) -> R
     let mut sampler = SlotSampler::new(&sampling, device.vocab_size)?;
     let mut cells: Vec<Vec<Cell>> = vec![Vec::new(); device.kv_groups.len()];
     let mut log = run.log.clone();
+    let mut guide = sample.guide.clone();
     let mut tokens = Vec::new();
     while tokens.len() < sample.max_tokens as usize && log.len() < context as usize {
         let mut hash = 0;
@@ -450,11 +451,11 @@ pub fn expected_tokens(device: &DeviceDescription, run: &Run, context: u32) -> R
             let first = first_visible(log.len() as u32 - 1, window);
             hash = see(hash, cells[first as usize..].iter().copied());
         }
-        let mask = sample.forced.get(tokens.len()).map(|token| TokenMask::Only(vec![*token]));
+        let Ok(mask) = guide.as_mut().map(|guide| guide.mask()).transpose() else { break };
         let drawn = sampler.sample(&logits(hash, device.vocab_size), log.len() as u32, mask.as_ref()).id;
         tokens.push(drawn);
         log.push(LogToken { id: drawn, precision: sample.precision });
-        if sample.stop_tokens.contains(&drawn) {
+        if sample.stop_tokens.contains(&drawn) || guide.as_mut().is_some_and(|guide| guide.accept(drawn).is_err()) {
             break;
         }
     }

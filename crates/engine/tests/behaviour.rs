@@ -3,7 +3,9 @@
 
 mod harness;
 
-use harness::{Host, config, log, prefill, run, start};
+use std::sync::atomic::Ordering;
+
+use harness::{Host, Spells, config, log, prefill, run, start};
 use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDone, CopyTicket, StepTicket};
 use holdfast_engine::testing::{Call, TokenBackend, small_device};
 use holdfast_engine::{Command, Engine, FinishReason, Run, RunId};
@@ -208,13 +210,48 @@ fn device_time_is_shared_out_to_the_last_microsecond() {
 }
 
 #[test]
-fn forced_tokens_come_first_and_are_what_the_device_saw() {
+fn a_guide_is_asked_once_for_each_token_and_what_it_allows_is_sampled() {
     let mut host = host();
-    let mut forced = run(1, log(0..9), 8);
-    forced.sample.as_mut().unwrap().forced = vec![60, 3, 60];
-    let expected = host.expected(&forced);
+    let guide = Spells::new(&[60, 3, 60]);
+    let masks = guide.masks.clone();
+    let mut guided = run(1, log(0..40), 8);
+    guided.sample.as_mut().unwrap().guide = guide.guide();
+    let expected = host.expected(&guided);
     assert_eq!(expected[..3], [60, 3, 60]);
-    assert_eq!(host.complete(forced).tokens, expected);
+    assert_eq!(host.complete(guided).tokens, expected);
+    assert_eq!(masks.load(Ordering::Relaxed), 8, "the steps of the prompt ask for none");
+}
+
+#[test]
+fn guided_and_free_runs_share_steps_and_sample_what_they_would_alone() {
+    let mut host = host();
+    let runs: Vec<Run> = (1..=4_u32)
+        .map(|id| {
+            let mut run = run(id.into(), log(id..12), 6);
+            run.sample.as_mut().unwrap().guide = if id % 2 == 0 { Spells::new(&[id, 9, 9]).guide() } else { None };
+            run
+        })
+        .collect();
+    let expected: Vec<_> = runs.iter().map(|run| host.expected(run)).collect();
+    host.poll(runs.into_iter().map(start).collect());
+    host.settle();
+    for (id, expected) in (1..).zip(expected) {
+        assert_eq!(host.records[&RunId(id)].tokens, expected, "run {id}");
+    }
+}
+
+#[test]
+fn a_guide_that_fails_fails_its_run_alone() {
+    let mut host = host();
+    let mut broken = run(1, log(0..9), 8);
+    broken.sample.as_mut().unwrap().guide = Spells { breaks_at: Some(2), ..Spells::new(&[60, 3]) }.guide();
+    let other = run(2, log(1..9), 8);
+    let expected = host.expected(&other);
+    host.poll(vec![start(broken), start(other)]);
+    host.settle();
+    assert_eq!(host.failure(1).message, "planted");
+    assert_eq!(host.records[&RunId(1)].tokens, [60, 3]);
+    assert_eq!(host.records[&RunId(2)].tokens, expected);
 }
 
 #[test]
@@ -365,7 +402,7 @@ fn a_refused_mask_does_not_leave_a_step_open() {
     let mut host = host();
     host.engine = Engine::new(Box::new(NoMasks(TokenBackend::new(device), false)), config(16));
     let mut forced = run(1, log(0..9), 8);
-    forced.sample.as_mut().unwrap().forced = vec![60];
+    forced.sample.as_mut().unwrap().guide = Spells::new(&[60]).guide();
     host.complete(forced.clone());
     assert_eq!(host.failure(1).reason, Reason::Internal);
     forced.run = RunId(2);

@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::{Host, config, domain, start};
+use harness::{Host, Spells, config, domain, start};
 use holdfast_backend::BackendError;
 use holdfast_engine::testing::{Call, small_device};
 use holdfast_engine::{Command, FinishReason, Run, RunId, SampleRequest};
@@ -146,7 +146,7 @@ fn play(world: &World) -> Host {
                         max_tokens: plan.max_tokens,
                         stop_tokens: vec![17],
                         precision: plan.precision,
-                        forced: if plan.settings == 1 { vec![5, 6] } else { Vec::new() },
+                        guide: if plan.settings == 1 { Spells::new(&[5, 6]).guide() } else { None },
                         sampled_before: vec![1, 2, 1],
                     }),
                 };

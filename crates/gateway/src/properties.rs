@@ -76,6 +76,7 @@ fn full_requests() -> Vec<Vec<u8>> {
             name: "add".into(),
             description: "adds".into(),
             parameters_json_schema: "{\"type\":\"object\"}".into(),
+            strict: false,
         })),
     }];
     let config = v1::SessionConfig {
@@ -96,6 +97,8 @@ fn full_requests() -> Vec<Vec<u8>> {
         sampling: Some(sampling),
         tool_choice: Some(v1::ToolChoice { choice: Some(v1::tool_choice::Choice::Name("add".into())) }),
         allowed_tools: vec!["add".into()],
+        constraint: Some(v1::Constraint { kind: Some(v1::constraint::Kind::JsonSchema("{}".into())) }),
+        parallel_tool_calls: Some(false),
         turn_deadline: Some(prost_types::Duration { seconds: 5, nanos: 1 }),
         expected_last_turn: Some(3),
         ..v1::TurnOptions::default()

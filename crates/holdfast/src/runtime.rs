@@ -27,7 +27,23 @@ use crate::settings::{Settings, Weights};
 use crate::{build, clock, gauges};
 
 /// What this build can do, for `GetRuntime`.
-const FEATURES: &[&str] = &["sessions", "turns", "tool_calls", "completions", "prefill", "journal", "logprobs"];
+const FEATURES: &[&str] = &[
+    "sessions",
+    "turns",
+    "tool_calls",
+    "tool_choice",
+    "allowed_tools",
+    "tools.strict",
+    "parallel_tool_calls",
+    "constraint.json_schema",
+    "constraint.regex",
+    "constraint.grammar",
+    "constraint.choice",
+    "completions",
+    "prefill",
+    "journal",
+    "logprobs",
+];
 
 /// A running runtime. Ends with [`Runtime::stop`]; dropping it without is a crash, which loses nothing either.
 pub(crate) struct Runtime {

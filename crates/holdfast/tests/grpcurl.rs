@@ -145,6 +145,14 @@ fn conversation(grpcurl: &Grpcurl) {
     let cancelled = grpcurl.one("CancelTurn", &json!({"name": waits[0]["turn"]}));
     assert_eq!(cancelled["state"], "TURN_STATE_CANCELLED");
 
+    let schema = r#"{"type":"object","properties":{"code":{"type":"integer"}},"required":["code"],"additionalProperties":false}"#;
+    let options =
+        json!({"constraint": {"jsonSchema": schema}, "toolChoice": {"none": {}}, "sampling": {"maxOutputTokens": 100}});
+    let asked = json!({"session": name, "input": [user("What is my locker code?")], "options": options});
+    let held = text(&grpcurl.session("RunTurn", &asked));
+    let value: Value = serde_json::from_str(&held).unwrap_or_else(|e| panic!("{held}: {e}"));
+    assert!(value["code"].is_i64() && value.as_object().unwrap().len() == 1, "{held}");
+
     let runtime = grpcurl.call("holdfast.v1.RuntimeService/GetRuntime", &json!({}));
     assert!(runtime[0]["limits"].as_array().unwrap().len() > 10);
     let deleted = grpcurl.one("DeleteSession", &json!({"name": name}));

@@ -193,6 +193,8 @@ mod tests {
                 },
                 allowed_tools: None,
                 tool_choice: ToolChoice::Name("clock".to_owned()),
+                single_call: false,
+                constraint: None,
                 deadline_us: None,
                 on_disconnect: OnDisconnect::Continue,
             }),

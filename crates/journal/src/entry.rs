@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use holdfast_types::{
-    Digest, Failure, GenerationSettings, Item, ModelRevision, NumberedItem, NumericsClass, OnDisconnect, Principal,
-    SessionConfig, SessionId, StopReason, TenantId, TimeUs, TokenRun, ToolChoice, TurnNumber, TurnState,
+    Constraint, Digest, Failure, GenerationSettings, Item, ModelRevision, NumberedItem, NumericsClass, OnDisconnect,
+    Principal, SessionConfig, SessionId, StopReason, TenantId, TimeUs, TokenRun, ToolChoice, TurnNumber, TurnState,
     UnresolvedCalls, Usage,
 };
 use serde::{Deserialize, Serialize};
@@ -213,6 +213,12 @@ pub struct TurnRequest {
     pub allowed_tools: Option<Vec<String>>,
     /// Whether a tool must be called.
     pub tool_choice: ToolChoice,
+    /// At most one call in each generation.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub single_call: bool,
+    /// The form that the answer is held to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<Constraint>,
     /// When it ends at the latest, absolute.
     pub deadline_us: Option<TimeUs>,
     /// What happens when the streaming client goes away.

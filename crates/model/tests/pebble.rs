@@ -16,6 +16,7 @@ fn tool(name: &str, parameter: &str) -> Tool {
         name: name.to_owned(),
         description: String::new(),
         parameters_json_schema: format!(r#"{{"type":"object","properties":{{"{parameter}":{{"type":"string"}}}}}}"#),
+        strict: false,
     }
 }
 

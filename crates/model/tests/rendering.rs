@@ -54,6 +54,7 @@ fn tools() -> Vec<Tool> {
         name: name.to_owned(),
         description: "Does it.".to_owned(),
         parameters_json_schema: schema.to_owned(),
+        strict: false,
     };
     vec![tool("look", r#"{"properties":{"where":{"type":"string"},"far":{"type":"boolean"}}}"#), tool("stop", "")]
 }
@@ -193,8 +194,12 @@ fn what_cannot_be_said_is_an_error() {
     let unknown = text.render(&Prompt { template: "other", ..PLAIN }, LogEnd::Start, &[], Next::Nothing).unwrap_err();
     assert!(matches!(unknown, RenderError::UnknownTemplate { .. }));
     for schema in ["[]", "{", "{\"properties\": []}"] {
-        let tools =
-            [Tool { name: "t".to_owned(), description: String::new(), parameters_json_schema: schema.to_owned() }];
+        let tools = [Tool {
+            name: "t".to_owned(),
+            description: String::new(),
+            parameters_json_schema: schema.to_owned(),
+            strict: false,
+        }];
         let error =
             chatml().render(&Prompt { tools: &tools, ..PLAIN }, LogEnd::Start, &late[..1], Next::Nothing).unwrap_err();
         assert!(matches!(error, RenderError::InvalidTool { .. }), "{schema}");

@@ -87,6 +87,7 @@ impl Alphabet {
                 open_token: Some(OPEN),
                 close: Some(MARKS[CLOSE as usize].to_owned()),
                 close_token: Some(CLOSE),
+                name_mark: Some(String::new()),
                 ..CallForm::default()
             },
         }
@@ -161,12 +162,6 @@ impl Language for Alphabet {
             _ => Some("the arguments are not the empty object".to_owned()),
         };
         ReadCall { name: name.to_owned(), arguments: arguments.to_owned(), parse_error }
-    }
-
-    fn forced_prefix(&self, tool: Option<&str>) -> Vec<TokenId> {
-        let mut out = vec![OPEN];
-        self.text(tool.unwrap_or_default(), &mut out);
-        out
     }
 
     fn render(&self, prompt: &Prompt<'_>, end: LogEnd, items: &[Item], generate: bool) -> Result<Vec<TokenId>, String> {

@@ -12,14 +12,17 @@ use holdfast_engine::{Run, RunId, SampleRequest};
 use holdfast_journal::{Body, NewEntry, TurnRequest};
 use holdfast_kv::{ChainDomain, DomainSecret};
 use holdfast_types::{
-    DeviceDescription, LogToken, Precision, SequenceId, SessionConfig, StopReason, TokenId, ToolChoice, TurnNumber,
+    DeviceDescription, LogToken, Precision, SequenceId, SessionConfig, StopReason, TokenId, TurnNumber,
 };
-use holdfast_worker::language::Language;
+use holdfast_worker::guiding::{ModelGuides, Rules};
+use holdfast_worker::language::{Language, Prompt};
 
 /// A generation as the journal has it.
 struct Generation {
     turn: TurnNumber,
     number: u32,
+    /// Tokens of the log when its item began, which is earlier if it continues another.
+    item: usize,
     /// Tokens of the log when it began.
     start: usize,
     tokens: Vec<TokenId>,
@@ -35,17 +38,22 @@ pub fn check(entries: &[NewEntry], language: &dyn Language, device: &DeviceDescr
     let mut requests: BTreeMap<TurnNumber, &TurnRequest> = BTreeMap::new();
     let mut sampled: BTreeMap<TurnNumber, Vec<TokenId>> = BTreeMap::new();
     let mut running: Option<Generation> = None;
+    let guides = ModelGuides::new(language);
+    // Where the item begins that a turn may extend.
+    let mut partial: Option<usize> = None;
     for entry in entries {
         match &entry.body {
             Body::SessionCreated { config: first, .. } => config = (**first).clone(),
             Body::SessionUpdated { config: Some(next), .. } => config = (**next).clone(),
             Body::TurnAccepted { turn, request } => drop(requests.insert(*turn, request)),
             Body::ItemsAppended { runs, .. } => {
+                partial = None;
                 log.extend(
                     runs.iter().flat_map(|run| run.ids.iter().map(|&id| LogToken { id, precision: run.precision })),
                 );
             }
             Body::Rebase { keep_until, replacement, .. } => {
+                partial = None;
                 log.truncate(*keep_until as usize);
                 let tokens = replacement
                     .iter()
@@ -53,12 +61,16 @@ pub fn check(entries: &[NewEntry], language: &dyn Language, device: &DeviceDescr
                 log.extend(tokens);
             }
             Body::Sampled { turn, generation, run } => {
+                let continues = *generation == 0 && requests.get(turn).is_some_and(|request| request.continue_last);
+                let item = partial.filter(|_| continues).unwrap_or(log.len());
                 let of = running.get_or_insert_with(|| Generation {
                     turn: *turn,
                     number: *generation,
+                    item,
                     start: log.len(),
                     tokens: Vec::new(),
                 });
+                partial = Some(of.item);
                 if (of.turn, of.number) != (*turn, *generation) {
                     return Err(format!("generation {generation} of turn {} in the middle of another", turn.0));
                 }
@@ -71,16 +83,16 @@ pub fn check(entries: &[NewEntry], language: &dyn Language, device: &DeviceDescr
                 let request = requests.get(turn).ok_or("a generation without a turn")?;
                 check_stop(*stop_reason, tokens, before, request, language)
                     .map_err(|problem| format!("turn {}: {problem}", turn.0))?;
-                finish(&mut running, &mut sampled, &requests, (&config, &log), language, device)?;
+                finish(&mut running, &mut sampled, &requests, (&config, &log), (language, &guides), device)?;
             }
             // A queued turn may end while another one runs.
             Body::TurnEnded { turn, .. } if running.as_ref().is_some_and(|of| of.turn == *turn) => {
-                finish(&mut running, &mut sampled, &requests, (&config, &log), language, device)?;
+                finish(&mut running, &mut sampled, &requests, (&config, &log), (language, &guides), device)?;
             }
             _ => {}
         }
     }
-    finish(&mut running, &mut sampled, &requests, (&config, &log), language, device)
+    finish(&mut running, &mut sampled, &requests, (&config, &log), (language, &guides), device)
 }
 
 fn finish(
@@ -88,13 +100,13 @@ fn finish(
     sampled: &mut BTreeMap<TurnNumber, Vec<TokenId>>,
     requests: &BTreeMap<TurnNumber, &TurnRequest>,
     (config, log): (&SessionConfig, &[LogToken]),
-    language: &dyn Language,
+    speech: (&dyn Language, &ModelGuides),
     device: &DeviceDescription,
 ) -> Result<(), String> {
-    let Some(Generation { turn, number, start, tokens }) = running.take() else { return Ok(()) };
+    let Some(Generation { turn, number, item, start, tokens }) = running.take() else { return Ok(()) };
     let request = requests.get(&turn).ok_or("a generation without a turn")?;
     let before = sampled.entry(turn).or_default();
-    let run = alone(request, config, (number, &log[..start]), before, tokens.len() as u32, language);
+    let run = alone(request, config, (number, item, &log[..start]), before, tokens.len() as u32, speech);
     let expected = expected_tokens(device, &run, u32::MAX).map_err(|error| error.to_string())?;
     if expected != tokens {
         let at = expected.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
@@ -113,30 +125,13 @@ fn finish(
 fn alone(
     request: &TurnRequest,
     config: &SessionConfig,
-    (generation, log): (u32, &[LogToken]),
+    (generation, item, log): (u32, usize, &[LogToken]),
     sampled_before: &[TokenId],
     count: u32,
-    language: &dyn Language,
+    (language, guides): (&dyn Language, &ModelGuides),
 ) -> Run {
-    let mut params = request.settings.sampling.clone();
-    let (mut forced, mut is_banned) = (Vec::new(), false);
-    let none_allowed = request.allowed_tools.as_ref().is_some_and(Vec::is_empty);
-    match &request.tool_choice {
-        ToolChoice::Name(name) => forced = language.forced_prefix(Some(name)),
-        ToolChoice::Required => {
-            let only = if let [tool] = config.tools.as_slice() { Some(tool.name.as_str()) } else { None };
-            forced = language.forced_prefix(only);
-        }
-        ToolChoice::None => is_banned = !config.tools.is_empty(),
-        ToolChoice::Auto => is_banned = none_allowed && !config.tools.is_empty(),
-    }
-    if generation > 0 || request.continue_last {
-        forced.clear();
-    }
-    if is_banned {
-        let open = language.call_form().and_then(|form| form.open_token);
-        params.logit_bias.extend(open.map(|token| (token, f32::NEG_INFINITY)));
-    }
+    let said: Vec<TokenId> = log[item..].iter().map(|token| token.id).collect();
+    let guide = guides.guide(language, &Prompt::of(config, ""), Rules::of(request, generation), &said, "");
     Run {
         run: RunId(1),
         sequence: SequenceId(1),
@@ -148,12 +143,12 @@ fn alone(
         transient: false,
         resumed: 0,
         sample: Some(SampleRequest {
-            params,
+            params: request.settings.sampling.clone(),
             seed: request.settings.seed,
             max_tokens: count,
             stop_tokens: Vec::new(),
             precision: Precision::Native,
-            forced,
+            guide: guide.unwrap_or_default(),
             sampled_before: sampled_before.to_vec(),
         }),
     }

@@ -5,8 +5,8 @@
 
 use fastrand::Rng;
 use holdfast_types::{
-    Item, ItemContent, ItemState, OnBusy, OnDisconnect, Part, Role, SamplingOverrides, SessionConfig, SessionId,
-    Sharing, Tool, ToolChoice, TurnNumber, UnresolvedCalls,
+    Constraint, Item, ItemContent, ItemState, OnBusy, OnDisconnect, Part, Role, SamplingOverrides, SessionConfig,
+    SessionId, Sharing, Tool, ToolChoice, TurnNumber, UnresolvedCalls,
 };
 use holdfast_worker_api::{ConfigPatch, CreateSession, Generate, SessionPatch, StartTurn};
 
@@ -23,8 +23,7 @@ pub fn words(rng: &mut Rng, most: usize) -> String {
 
 /// A session's first request. Half of all sessions have tools, some bring a conversation along.
 pub fn create(rng: &mut Rng, session: SessionId) -> CreateSession {
-    let tool =
-        |name: &str| Tool { name: name.to_owned(), description: String::new(), parameters_json_schema: String::new() };
+    let tool = |name: &str| Tool { name: name.to_owned(), ..Tool::default() };
     let config = SessionConfig {
         model: if rng.bool() { MODEL.to_owned() } else { String::new() },
         instructions: if rng.bool() { words(rng, 3) } else { String::new() },
@@ -120,10 +119,20 @@ pub fn turn(rng: &mut Rng, session: SessionId, has_tools: bool, tokens_max: u32)
         4 => ToolChoice::None,
         _ => ToolChoice::Auto,
     };
-    if has_tools && rng.u8(..16) == 0 {
+    if has_tools && rng.u8(..8) == 0 {
         turn.tool_choice = ToolChoice::Auto;
-        turn.allowed_tools = Some(Vec::new());
+        turn.allowed_tools = Some(if rng.bool() { Vec::new() } else { vec!["clock".to_owned()] });
     }
+    turn.single_call = rng.u8(..8) == 0;
+    turn.constraint = match rng.u8(..12) {
+        0 => Some(Constraint::Regex("(clock|ab|[a-e {}]){1,20}".to_owned())),
+        1 => Some(Constraint::JsonSchema(
+            r#"{"type": "object", "properties": {"a": {"enum": [0, 1, 2, "ab"]}}, "additionalProperties": false}"#
+                .to_owned(),
+        )),
+        2 => Some(Constraint::Choice(["a clock", "ab", "abba"].map(str::to_owned).to_vec())),
+        _ => None,
+    };
     turn
 }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use fastrand::Rng;
 use holdfast_engine::{EngineConfig, SchedulerConfig};
 use holdfast_journal::{Body, Journal};
-use holdfast_types::{Reason, SessionId, TenantId, TokenId, Turn, TurnState};
+use holdfast_types::{Reason, SessionId, TenantId, TokenId, ToolChoice, Turn, TurnState};
 use holdfast_worker::core::{Reply, RequestId};
 use holdfast_worker_api::{AppendItems, CancelTurn, SubmitToolResults};
 
@@ -180,6 +180,9 @@ impl Player {
                 0 => turn.discard_partial = true,
                 1 => {
                     turn.continue_last = true;
+                    // What was said before need not follow a form that comes later.
+                    (turn.constraint, turn.allowed_tools, turn.single_call) = (None, None, false);
+                    turn.tool_choice = ToolChoice::Auto;
                     turn.input.clear();
                 }
                 _ => {}

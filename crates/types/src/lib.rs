@@ -28,7 +28,7 @@ pub use plan::{
     BlockId, BlockMove, KvDestination, LateInputs, OutputRequest, RowInput, RowOutput, SampledToken, SequenceOutput,
     SequenceStep, SlotChange, SlotId, SlotSampling, StepId, StepOutput, StepPlan, TableChange, TokenLogprob, TokenMask,
 };
-pub use sampling::{GenerationSettings, SamplingOverrides, SamplingParams};
+pub use sampling::{Constraint, GenerationSettings, SamplingOverrides, SamplingParams};
 pub use session::{
     Digest, ModelRevision, NumericsPolicy, ReasoningEffort, ReasoningRetention, SessionConfig, SessionState, Sharing,
     Tool,

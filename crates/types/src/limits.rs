@@ -61,6 +61,10 @@ limits! {
     logit_bias_entries: u32 = 1_024;
     /// Alternatives reported per token.
     top_logprobs: u32 = 20;
+    /// Bytes of a constraint: a schema, an expression, a grammar, or all choices together.
+    constraint_bytes: u32 = 65_536;
+    /// Strings of a choice.
+    constraint_choices: u32 = 1_024;
     /// Turns that wait in one session.
     queued_turns_per_session: u32 = 16;
     /// Turns that wait or run over all sessions.

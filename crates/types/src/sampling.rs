@@ -133,3 +133,27 @@ pub struct GenerationSettings {
     /// Strings that end the turn.
     pub stop: Vec<String>,
 }
+
+/// A form that an answer is held to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Constraint {
+    /// A JSON schema, as JSON text: the answer is a value that it accepts.
+    JsonSchema(String),
+    /// A regular expression that the whole answer matches.
+    Regex(String),
+    /// A context-free grammar in Lark's notation that the whole answer follows.
+    Grammar(String),
+    /// One of these strings.
+    Choice(Vec<String>),
+}
+
+impl Constraint {
+    /// Bytes of its text, all choices together.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::JsonSchema(text) | Self::Regex(text) | Self::Grammar(text) => text.len(),
+            Self::Choice(values) => values.iter().map(String::len).sum(),
+        }
+    }
+}

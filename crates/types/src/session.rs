@@ -47,7 +47,7 @@ impl TryFrom<String> for Digest {
 }
 
 /// A function that the model may ask the client to run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Tool {
     /// 1 to 64 of `[A-Za-z0-9_.-]`, unique in the session.
     pub name: String,
@@ -57,6 +57,9 @@ pub struct Tool {
     /// JSON schema of the arguments, an object, as text; empty means no parameters.
     #[serde(default)]
     pub parameters_json_schema: String,
+    /// Its arguments are held to the schema while they are sampled.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub strict: bool,
 }
 
 /// What happens to reasoning once it is history.

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use holdfast_types::{
-    Item, OnBusy, OnDisconnect, Principal, SamplingOverrides, SessionConfig, SessionId, SessionState, TenantId, TimeUs,
-    ToolChoice, TurnNumber, UnresolvedCalls,
+    Constraint, Item, OnBusy, OnDisconnect, Principal, SamplingOverrides, SessionConfig, SessionId, SessionState,
+    TenantId, TimeUs, ToolChoice, TurnNumber, UnresolvedCalls,
 };
 
 /// Who asks, from the credential and the request's metadata.
@@ -100,6 +100,10 @@ pub struct StartTurn {
     pub allowed_tools: Option<Vec<String>>,
     /// Whether a tool must be called.
     pub tool_choice: ToolChoice,
+    /// At most one call in each generation.
+    pub single_call: bool,
+    /// The form that the answer is held to.
+    pub constraint: Option<Constraint>,
     /// What to do if a turn is in progress.
     pub on_busy: OnBusy,
     /// What to do when the stream is dropped.
@@ -127,6 +131,8 @@ impl StartTurn {
             sampling: SamplingOverrides::default(),
             allowed_tools: None,
             tool_choice: ToolChoice::default(),
+            single_call: false,
+            constraint: None,
             on_busy: OnBusy::default(),
             on_disconnect: OnDisconnect::default(),
             unresolved_calls: UnresolvedCalls::default(),
@@ -209,6 +215,10 @@ pub struct Generate {
     pub allowed_tools: Option<Vec<String>>,
     /// Whether a tool must be called.
     pub tool_choice: ToolChoice,
+    /// At most one call.
+    pub single_call: bool,
+    /// The form that the answer is held to.
+    pub constraint: Option<Constraint>,
     /// Work ends this many milliseconds after acceptance.
     pub deadline_ms: Option<u64>,
 }

@@ -77,15 +77,10 @@ pub struct CallForm {
     pub name_key: String,
     /// Key of the arguments, likewise.
     pub arguments_key: String,
+    /// What the model writes between name and arguments where a call is no object with both.
+    pub name_mark: Option<String>,
     /// Tokens that are text inside of a call, and nothing outside.
     pub mark_tokens: Vec<(TokenId, String)>,
-}
-
-impl CallForm {
-    /// The token that has to be sampled for any call to begin, if there is one.
-    pub fn only_opening(&self) -> Option<TokenId> {
-        self.open_token.filter(|_| self.layout != CallLayout::Objects)
-    }
 }
 
 /// The text of a call, read.
@@ -137,8 +132,6 @@ pub trait Language: Send + Sync {
     }
     /// Reads the text of one call.
     fn read_call(&self, body: &str) -> ReadCall;
-    /// Tokens that begin a call, of this tool if one is named.
-    fn forced_prefix(&self, tool: Option<&str>) -> Vec<TokenId>;
     /// The tokens of new items after a log that ends in `end` (never [`LogEnd::Open`] or [`LogEnd::Prompted`]: those are closed
     /// first), with the prompt if the log is empty and with the generation prompt if `generate`.
     ///

@@ -50,6 +50,7 @@ impl From<&ToolCallForm> for CallForm {
             layout: form.layout,
             name_key: form.name_key.clone(),
             arguments_key: form.arguments_key.clone(),
+            name_mark: form.arguments_mark.clone().filter(|mark| *mark == form.after_name),
             mark_tokens: form.mark_tokens.clone(),
         }
     }
@@ -121,10 +122,6 @@ impl Language for TextOfModel {
             }
             None => ReadCall { name: String::new(), arguments: body.to_owned(), parse_error: None },
         }
-    }
-
-    fn forced_prefix(&self, tool: Option<&str>) -> Vec<TokenId> {
-        self.text.tool_form().map(|form| form.forced_prefix(&self.text, tool)).unwrap_or_default()
     }
 
     fn render(&self, prompt: &Prompt<'_>, end: LogEnd, items: &[Item], generate: bool) -> Result<Vec<TokenId>, String> {

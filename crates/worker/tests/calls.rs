@@ -4,7 +4,7 @@
 mod harness;
 
 use harness::{Disk, Toy, World, settings, speaking, user, with_tools};
-use holdfast_types::{EventKind, Reason, SamplingOverrides, StopReason, ToolChoice, TurnState};
+use holdfast_types::{EventKind, SamplingOverrides, StopReason, TurnState};
 use holdfast_worker_api::StartTurn;
 
 /// A session with the tools `x` and `y`, of a model whose chat template says this.
@@ -124,11 +124,4 @@ fn calls_that_end_early_go_on_where_they_were() {
         let texts = world.texts("a");
         assert_eq!(texts[1..3], ["{\"a\": 1}", "{}"], "{limit}: {texts:?}");
     }
-}
-
-#[test]
-fn a_model_that_calls_in_plain_json_cannot_be_kept_from_it_yet() {
-    let mut world = world("<|start_header_id|>ipython<|end_header_id|>");
-    let refused = world.start(StartTurn { tool_choice: ToolChoice::None, ..user("a", "hi") }).unwrap_err();
-    assert_eq!(refused.reason, Reason::FieldNotImplemented);
 }

@@ -3,9 +3,9 @@
 
 mod harness;
 
-use harness::{ANSWER, CALL, STOP, World, model, session, settings, user, with_tools};
+use harness::{ANSWER, STOP, World, model, session, settings, user, with_tools};
 use holdfast_types::{
-    EventKind, Item, NumericsPolicy, OnBusy, OnDisconnect, Reason, Role, SamplingOverrides, SessionConfig,
+    Constraint, EventKind, Item, NumericsPolicy, OnBusy, OnDisconnect, Reason, Role, SamplingOverrides, SessionConfig,
     SessionState, StopReason, ToolChoice, TurnNumber, TurnState, UnresolvedCalls,
 };
 use holdfast_worker::core::{Input, Reply, Request};
@@ -314,7 +314,11 @@ fn bad_requests_name_the_field() {
         ),
         (StartTurn { tool_choice: ToolChoice::Name("z".into()), ..user("a", "hi") }, Reason::InvalidTool),
         (StartTurn { allowed_tools: Some(vec!["z".into()]), ..user("a", "hi") }, Reason::InvalidTool),
-        (StartTurn { allowed_tools: Some(vec!["x".into()]), ..user("a", "hi") }, Reason::FieldNotImplemented),
+        (
+            StartTurn { tool_choice: ToolChoice::Required, allowed_tools: Some(vec![]), ..user("a", "hi") },
+            Reason::InvalidTool,
+        ),
+        (StartTurn { constraint: Some(Constraint::Regex("(".into())), ..user("a", "hi") }, Reason::InvalidArgument),
         (user("a", "unspeakable"), Reason::TemplateRejectedItems),
         (user("a", &"x".repeat(400)), Reason::ContextOverflow),
         (StartTurn::new(session("a"), vec![Item::tool_result("q", "r")]), Reason::UnknownCallId),
@@ -324,23 +328,6 @@ fn bad_requests_name_the_field() {
         assert_eq!(world.start(turn.clone()).unwrap_err().reason, reason, "{turn:?}");
     }
     assert_eq!(world.show("a").turns, 0);
-}
-
-#[test]
-fn tool_choice_forces_or_bans_a_call() {
-    let mut world = fresh(with_tools(&["x"]));
-    world.start(StartTurn { tool_choice: ToolChoice::Required, ..user("a", "..1") }).unwrap();
-    world.settle();
-    let turn = world.turn("a", 1);
-    assert_eq!((turn.state, turn.required_calls[0].name.as_str()), (TurnState::RequiresAction, "x"));
-    world.results("a", &[("call_1_0_1", "done")]).unwrap();
-    world.settle();
-    assert_eq!(world.turn("a", 1).state, TurnState::Completed, "only the first generation is forced");
-    world.start(StartTurn { tool_choice: ToolChoice::None, ..user("a", "^x:1") }).unwrap();
-    world.settle();
-    assert_eq!(world.turn("a", 2).state, TurnState::Completed);
-    assert!(!world.engine.seen.last().unwrap().log.iter().any(|token| token.id == CALL && token.id == STOP));
-    assert_eq!(world.texts("a").last().unwrap(), "!x:1");
 }
 
 #[test]

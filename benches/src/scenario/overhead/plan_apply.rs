@@ -128,7 +128,7 @@ fn run(id: u64) -> Run {
         max_tokens: u32::MAX,
         stop_tokens: Vec::new(),
         precision: Precision::Native,
-        forced: Vec::new(),
+        guide: None,
         sampled_before: Vec::new(),
     };
     Run {

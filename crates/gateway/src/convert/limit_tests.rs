@@ -9,7 +9,7 @@ use holdfast_contracts::v1::item::Kind;
 use holdfast_types::{Failure, FailureDetail, Limits, Reason};
 
 use super::tests::{function, message, tool_call, tool_result};
-use super::{item, sampling, session, tool, turn};
+use super::{constraint, item, sampling, session, tool, turn};
 use crate::field::Field;
 use crate::limits;
 
@@ -27,6 +27,11 @@ fn configure(limits: &Limits, config: v1::SessionConfig) -> Result<(), Failure> 
 
 fn sample(limits: &Limits, sampling: v1::Sampling) -> Result<(), Failure> {
     sampling::overrides(limits, Field::Root("sampling"), Some(sampling)).map(drop)
+}
+
+fn constrain(limits: &Limits, kind: v1::constraint::Kind) -> Result<(), Failure> {
+    let constraint = v1::Constraint { kind: Some(kind) };
+    constraint::constraint(limits, Field::Root("constraint"), Some(constraint)).map(drop)
 }
 
 fn send(limits: &Limits, item: v1::Item) -> Result<(), Failure> {
@@ -159,6 +164,19 @@ const CASES: &[Case] = &[
         |limits, n| {
             let logit_bias = (0..u32::try_from(n).unwrap()).map(|token| (token, 1.0)).collect();
             sample(limits, v1::Sampling { logit_bias, ..v1::Sampling::default() })
+        },
+    ),
+    (
+        "constraint_bytes",
+        |limits| &mut limits.constraint_bytes,
+        |limits, n| constrain(limits, v1::constraint::Kind::Regex("x".repeat(n))),
+    ),
+    (
+        "constraint_choices",
+        |limits| &mut limits.constraint_choices,
+        |limits, n| {
+            let values = vec!["x".into(); n];
+            constrain(limits, v1::constraint::Kind::Choice(v1::ChoiceConstraint { values }))
         },
     ),
     (

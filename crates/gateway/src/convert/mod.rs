@@ -4,6 +4,7 @@
 //! direction exists where something uses it: what is output only has no way in. Deliberately not here: which method is
 //! called.
 
+pub(crate) mod constraint;
 pub(crate) mod event;
 pub(crate) mod item;
 pub(crate) mod model;

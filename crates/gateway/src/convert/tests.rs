@@ -38,6 +38,7 @@ pub(super) fn function(name: &str, schema: &str) -> v1::Tool {
             name: name.into(),
             description: "adds".into(),
             parameters_json_schema: schema.into(),
+            strict: false,
         })),
     }
 }
@@ -332,6 +333,8 @@ fn turns_are_read_with_their_options() {
         turn_deadline: Some(prost_types::Duration { seconds: 2, nanos: 500_000_000 }),
         expected_last_turn: Some(0),
         discard_partial: true,
+        constraint: Some(v1::Constraint { kind: Some(v1::constraint::Kind::JsonSchema("{}".into())) }),
+        parallel_tool_calls: Some(false),
         ..v1::TurnOptions::default()
     };
     let request = v1::RunTurnRequest {
@@ -348,6 +351,8 @@ fn turns_are_read_with_their_options() {
     assert_eq!(start.on_disconnect, holdfast_types::OnDisconnect::Cancel);
     assert_eq!(start.unresolved_calls, holdfast_types::UnresolvedCalls::CloseAsCancelled);
     assert_eq!((start.turn_deadline_ms, start.expected_last_turn), (Some(2500), Some(TurnNumber(0))));
+    assert_eq!(start.constraint, Some(holdfast_types::Constraint::JsonSchema("{}".into())));
+    assert!(start.single_call);
     assert_eq!((start.request_id.as_deref(), start.discard_partial, start.continue_last), (Some("r1"), true, false));
 }
 

@@ -37,6 +37,7 @@ pub(crate) fn tools_out(tools: &[Tool]) -> Vec<v1::Tool> {
             name: tool.name.clone(),
             description: tool.description.clone(),
             parameters_json_schema: tool.parameters_json_schema.clone(),
+            strict: tool.strict,
         })),
     };
     tools.iter().map(out).collect()
@@ -74,6 +75,7 @@ fn parse(limits: &Limits, field: Field<'_>, tool: v1::Tool) -> Result<Tool, Fail
         name: function.name,
         description: function.description,
         parameters_json_schema: function.parameters_json_schema,
+        strict: function.strict,
     };
     check_name(field.member("name"), &tool.name)?;
     at_most!(limits.tool_bytes, tool.description.len() + tool.parameters_json_schema.len(), field)?;

@@ -11,7 +11,7 @@ use holdfast_types::{
 };
 use holdfast_worker_api::{StartTurn, SubmitToolResults};
 
-use super::{enumeration, item, sampling, time, tool, usage};
+use super::{constraint, enumeration, item, sampling, time, tool, usage};
 use crate::field::Field;
 use crate::names::{self, Home};
 use crate::{limits, status, unimplemented};
@@ -71,7 +71,6 @@ pub(crate) fn start(limits: &Limits, request: v1::CreateTurnRequest) -> Result<S
     let session = names::parse_session(Field::Root("session"), &request.session)?;
     let field = Field::Root("options");
     let options = request.options.unwrap_or_default();
-    unimplemented::constraint(field.member("constraint"), options.constraint)?;
     let on_busy = field.member("on_busy");
     let on_busy = match enumeration(on_busy, options.on_busy)? {
         v1::OnBusy::Unspecified | v1::OnBusy::Reject => OnBusy::Reject,
@@ -97,6 +96,8 @@ pub(crate) fn start(limits: &Limits, request: v1::CreateTurnRequest) -> Result<S
         sampling: sampling::overrides(limits, field.member("sampling"), options.sampling)?,
         allowed_tools: tool::allowed(limits, field.member("allowed_tools"), options.allowed_tools)?,
         tool_choice: tool::choice(field.member("tool_choice"), options.tool_choice)?,
+        single_call: options.parallel_tool_calls == Some(false),
+        constraint: constraint::constraint(limits, field.member("constraint"), options.constraint)?,
         on_busy,
         unresolved_calls,
         discard_partial: options.discard_partial,

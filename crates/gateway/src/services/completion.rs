@@ -9,10 +9,10 @@ use holdfast_worker_api::Generate;
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, async_trait};
 
+use crate::convert;
 use crate::edge::Edge;
 use crate::field::Field;
 use crate::stream::{Events, Replies, StreamKind};
-use crate::{convert, unimplemented};
 
 /// The service.
 pub(crate) struct Completions(pub(crate) Arc<Edge>);
@@ -38,7 +38,6 @@ impl CompletionService for Completions {
 
 /// Reads Generate.
 pub(crate) fn parse(limits: &Limits, request: v1::GenerateRequest) -> Result<Generate, Failure> {
-    unimplemented::constraint(Field::Root("constraint"), request.constraint)?;
     let items_field = Field::Root("items");
     let items = convert::item::items(limits, items_field, request.items)?;
     if items.is_empty() {
@@ -57,6 +56,8 @@ pub(crate) fn parse(limits: &Limits, request: v1::GenerateRequest) -> Result<Gen
         items,
         allowed_tools: convert::tool::allowed(limits, Field::Root("allowed_tools"), request.allowed_tools)?,
         tool_choice: convert::tool::choice(Field::Root("tool_choice"), request.tool_choice)?,
+        single_call: request.parallel_tool_calls == Some(false),
+        constraint: convert::constraint::constraint(limits, Field::Root("constraint"), request.constraint)?,
         deadline_ms: convert::turn::deadline(Field::Root("turn_deadline"), request.turn_deadline)?,
     })
 }

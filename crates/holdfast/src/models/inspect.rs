@@ -292,8 +292,12 @@ fn template_from(source: &ModelSource, files: &TextFiles) -> &'static str {
 
 /// Whether the model is told of a tool: what it reads is not the same without it.
 fn renders_tools(text: &ModelText) -> bool {
-    let tool =
-        Tool { name: "probe".to_owned(), description: "A tool.".to_owned(), parameters_json_schema: "{}".to_owned() };
+    let tool = Tool {
+        name: "probe".to_owned(),
+        description: "A tool.".to_owned(),
+        parameters_json_schema: "{}".to_owned(),
+        strict: false,
+    };
     let read = |tools: &[Tool]| {
         let prompt = Prompt { instructions: "", tools, date: "2026-01-01", template: "", ..Prompt::default() };
         text.render(&prompt, LogEnd::Start, &[Item::message(Role::User, "Hello.")], Next::Generate)

@@ -1,10 +1,9 @@
 //! What the contract has and this version does not do: refused by name.
 
 use holdfast_client::v1;
-use v1::constraint::Kind;
 use v1::content_part::Part;
 
-use crate::ground::{Ground, Row, rows};
+use crate::ground::{Row, rows};
 use crate::turns::of_part;
 
 pub(crate) const ROWS: &[Row] = rows! {
@@ -16,12 +15,6 @@ pub(crate) const ROWS: &[Row] = rows! {
         let request = v1::SuspendSessionRequest { name: ground.session().await };
         ground.client.sessions().suspend_session(request).await
     };
-    "a JSON schema as a constraint" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `options.constraint.json_schema`", |ground|
-        constrained(ground, Some(Kind::JsonSchema("{}".to_owned())));
-    "a regular expression as a constraint" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `options.constraint.regex`", |ground|
-        constrained(ground, Some(Kind::Regex(".*".to_owned())));
-    "a constraint without a form" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `options.constraint`", |ground|
-        constrained(ground, None);
     "on_busy STEER" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `options.on_busy.STEER`", |ground|
         ground.optioned(v1::TurnOptions { on_busy: v1::OnBusy::Steer.into(), ..Default::default() });
     "on_busy INTERRUPT" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `options.on_busy.INTERRUPT`", |ground|
@@ -35,7 +28,3 @@ pub(crate) const ROWS: &[Row] = rows! {
         ground.client.sessions().get_turn(v1::GetTurnRequest { name, include_modelled_cost: true }).await
     };
 };
-
-async fn constrained(ground: &Ground, kind: Option<Kind>) -> Result<(), tonic::Status> {
-    ground.optioned(v1::TurnOptions { constraint: Some(v1::Constraint { kind }), ..Default::default() }).await
-}

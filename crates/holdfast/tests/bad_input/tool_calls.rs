@@ -75,6 +75,11 @@ pub(crate) const ROWS: &[Row] = rows! {
         offered(ground, vec![items::function("broken", "", "{\"type\":")]);
     "a parameter schema that is not an object" => InvalidArgument, "INVALID_TOOL", "BadRequest `session.config.tools[0].function.parameters_json_schema`", |ground|
         offered(ground, vec![items::function("broken", "", "[1,2]")]);
+    "a strict tool whose schema cannot be held to" => InvalidArgument, "INVALID_TOOL", "BadRequest `session.config.tools[0].function.parameters_json_schema`", |ground| {
+        let schema = r#"{"type":"object","properties":{"a":{"not":{}}}}"#.to_owned();
+        let function = v1::FunctionTool { name: "strict".to_owned(), parameters_json_schema: schema, strict: true, ..Default::default() };
+        offered(ground, vec![v1::Tool { kind: Some(v1::tool::Kind::Function(function)) }])
+    };
     "tool_choice of a tool that the session does not have" => InvalidArgument, "INVALID_TOOL", "BadRequest `options.tool_choice.name`", |ground| async {
         let tool_choice = v1::ToolChoice { choice: Some(v1::tool_choice::Choice::Name("fly".to_owned())) };
         ground.optioned(v1::TurnOptions { tool_choice: Some(tool_choice), ..Default::default() }).await

@@ -3,6 +3,7 @@
 use holdfast_client::{items, v1};
 use prost_types::Duration;
 use tonic::Status;
+use v1::constraint::Kind;
 use v1::content_part::Part;
 
 use crate::ground::{Ground, Row, rows};
@@ -23,6 +24,20 @@ pub(crate) const ROWS: &[Row] = rows! {
         ground.given(vec![v1::Item { name: "sessions/a/items/1".to_owned(), ..items::user("Hello") }]);
     "input that does not fit into the context" => FailedPrecondition, "CONTEXT_OVERFLOW", "PreconditionFailure; metadata `limitTokens`, `usedTokens`, `wantedTokens`", |ground|
         ground.given(vec![items::user("far too long ".repeat(1_000))]);
+    "a constraint without a form" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `options.constraint`", |ground|
+        constrained(ground, None);
+    "a JSON schema that is not JSON" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `options.constraint.json_schema`", |ground|
+        constrained(ground, Some(Kind::JsonSchema("{\"type\":".to_owned())));
+    "a JSON schema that nothing satisfies" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `options.constraint.json_schema`", |ground|
+        constrained(ground, Some(Kind::JsonSchema(r#"{"type":"string","enum":[1]}"#.to_owned())));
+    "a JSON schema with a keyword that cannot be held to" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `options.constraint.json_schema`", |ground|
+        constrained(ground, Some(Kind::JsonSchema(r#"{"items":{"not":{}}}"#.to_owned())));
+    "an expression that is none" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `options.constraint.regex`", |ground|
+        constrained(ground, Some(Kind::Regex("(".to_owned())));
+    "a grammar without a start" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `options.constraint.grammar`", |ground|
+        constrained(ground, Some(Kind::Grammar("end: \"a\"".to_owned())));
+    "a choice among nothing" => InvalidArgument, "INVALID_ARGUMENT", "BadRequest `options.constraint.choice`", |ground|
+        constrained(ground, Some(Kind::Choice(v1::ChoiceConstraint::default())));
     "continue_last where nothing is partial" => InvalidArgument, "EMPTY_TURN", "BadRequest `input`", |ground| async {
         let (session, _) = ground.talked().await;
         let options = v1::TurnOptions { continue_last: true, ..Default::default() };
@@ -126,4 +141,8 @@ async fn append(ground: &Ground, session: String, items: Vec<v1::Item>) -> Resul
 async fn queued(ground: &Ground, session: &str) -> Result<v1::Turn, Status> {
     let options = v1::TurnOptions { on_busy: v1::OnBusy::Queue.into(), ..Default::default() };
     talk::start(&ground.client, v1::RunTurnRequest { options: Some(options), ..talk::says(session, "Hello") }).await
+}
+
+async fn constrained(ground: &Ground, kind: Option<Kind>) -> Result<(), Status> {
+    ground.optioned(v1::TurnOptions { constraint: Some(v1::Constraint { kind }), ..Default::default() }).await
 }

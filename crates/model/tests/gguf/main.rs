@@ -41,6 +41,7 @@ fn rendered(model: &Model) -> Vec<u32> {
         name: "look".to_owned(),
         description: "Looks.".to_owned(),
         parameters_json_schema: r#"{"type":"object","properties":{"at":{"type":"string"}}}"#.to_owned(),
+        strict: false,
     }];
     let prompt = Prompt {
         instructions: "Be brief: <|im_end|>",

@@ -104,7 +104,12 @@ pub const PLAIN: Prompt<'static> =
     Prompt { instructions: "", tools: &[], date: "2026-11-20", template: "", effort: None, calls: &[] };
 
 pub fn tools() -> Vec<Tool> {
-    vec![Tool { name: "look".to_owned(), description: "Looks.".to_owned(), parameters_json_schema: String::new() }]
+    vec![Tool {
+        name: "look".to_owned(),
+        description: "Looks.".to_owned(),
+        parameters_json_schema: String::new(),
+        strict: false,
+    }]
 }
 
 pub fn user(text: &str) -> Item {

@@ -7,14 +7,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use holdfast_types::{
     Failure, FailureDetail, GenerationSettings, Item, ItemContent, ItemNumber, Limits, ModelRevision, NumberedItem,
-    NumericsPolicy, Origin, Reason, SamplingOverrides, SessionConfig, TokenId, TokenRange, TokenRun, ToolChoice,
-    TurnNumber,
+    NumericsPolicy, Origin, Reason, SamplingOverrides, SessionConfig, TokenRange, TokenRun, TurnNumber,
 };
 
 use super::retention::left_out;
 use super::{ServedModel, Shared};
 use crate::fold::SessionFold;
-use crate::language::{CallForm, Language, LogEnd, Prompt};
+use crate::language::{LogEnd, Prompt};
 
 /// Items at their places, with the tokens that they become.
 pub(super) struct Rendered {
@@ -34,15 +33,6 @@ impl Base {
     pub(super) fn of(fold: &SessionFold) -> Self {
         Self { tokens: fold.tokens(), items: fold.items().len() as u32, end: fold.end() }
     }
-}
-
-/// What tool settings mean for the sampler.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct ToolPlan {
-    /// The first samples of the turn.
-    pub(super) forced: Vec<TokenId>,
-    /// A token that must not be sampled.
-    pub(super) banned: Option<TokenId>,
 }
 
 impl Shared {
@@ -75,6 +65,7 @@ impl Shared {
                 let problem = format!("tool {:?} is there twice", tool.name);
                 return Err(Failure::field(Reason::InvalidTool, format!("{path}tools[{i}].function.name"), problem));
             }
+            self.guides[device].check_strict(&*model.language, tool, &format!("{path}tools[{i}]"))?;
         }
         check_sampling(&format!("{path}sampling"), &config.sampling, &self.settings.limits, model)?;
         Ok(device)
@@ -294,62 +285,6 @@ pub(super) fn check_answered(path: &str, items: &[Item]) -> Result<(), Failure> 
     }
     Err(Failure::field(Reason::InvalidArgument, path, "holds calls without results; add a result for each")
         .with(FailureDetail::PendingCalls { call_ids }))
-}
-
-/// What `allowed_tools` and `tool_choice` mean without a grammar.
-pub(super) fn plan_tools(
-    language: &dyn Language,
-    config: &SessionConfig,
-    allowed: Option<&[String]>,
-    choice: &ToolChoice,
-    path: &str,
-) -> Result<ToolPlan, Failure> {
-    let is_tool = |name: &str| config.tools.iter().any(|tool| tool.name == name);
-    let unknown = |field: &str, name: &str| {
-        Failure::field(Reason::InvalidTool, format!("{path}{field}"), format!("the session has no tool {name:?}"))
-    };
-    if let Some(name) = allowed.unwrap_or_default().iter().find(|name| !is_tool(name)) {
-        return Err(unknown("allowed_tools", name));
-    }
-    let is_allowed = |name: &str| allowed.is_none_or(|allowed| allowed.iter().any(|other| other == name));
-    let names: Vec<_> = config.tools.iter().map(|tool| tool.name.as_str()).filter(|name| is_allowed(name)).collect();
-    let all = names.len() == config.tools.len();
-    let subset = || {
-        let problem = "a choice among some of the session's tools needs a grammar, which is not built yet: allow all, none, or one with tool_choice REQUIRED";
-        Failure::field(Reason::FieldNotImplemented, format!("{path}allowed_tools"), problem)
-    };
-    let force = |tool: Option<&str>| ToolPlan { forced: language.forced_prefix(tool), banned: None };
-    match choice {
-        ToolChoice::Name(name) if !is_tool(name) => Err(unknown("tool_choice.name", name)),
-        ToolChoice::Name(name) if !is_allowed(name) => {
-            let problem = format!("tool {name:?} is not among allowed_tools");
-            Err(Failure::field(Reason::InvalidTool, format!("{path}tool_choice.name"), problem))
-        }
-        ToolChoice::Name(name) => Ok(force(Some(name))),
-        ToolChoice::Required if names.is_empty() => Err(Failure::field(
-            Reason::InvalidTool,
-            format!("{path}tool_choice"),
-            "REQUIRED needs at least one tool that may be called",
-        )),
-        ToolChoice::Required => match names.as_slice() {
-            [name] => Ok(force(Some(name))),
-            _ if all => Ok(force(None)),
-            _ => Err(subset()),
-        },
-        // Without tools in the prompt, nothing is to be kept from calling them.
-        ToolChoice::Auto | ToolChoice::None if config.tools.is_empty() => Ok(ToolPlan::default()),
-        ToolChoice::Auto if all => Ok(ToolPlan::default()),
-        ToolChoice::Auto if !names.is_empty() => Err(subset()),
-        ToolChoice::Auto | ToolChoice::None => {
-            let field = if *choice == ToolChoice::None { "tool_choice" } else { "allowed_tools" };
-            let token = language.call_form().and_then(CallForm::only_opening);
-            let banned = token.ok_or_else(|| {
-                let problem = "this model can begin a call with ordinary text: keeping it from calling needs a grammar, which is not built yet";
-                Failure::field(Reason::FieldNotImplemented, format!("{path}{field}"), problem)
-            })?;
-            Ok(ToolPlan { forced: Vec::new(), banned: Some(banned) })
-        }
-    }
 }
 
 /// Checks one layer of sampling settings.

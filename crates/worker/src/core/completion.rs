@@ -43,7 +43,7 @@ impl Session {
         if shared.draining {
             return Err(draining());
         }
-        let Generate { mut config, items, allowed_tools, tool_choice, deadline_ms } = request;
+        let Generate { mut config, items, allowed_tools, tool_choice, single_call, constraint, deadline_ms } = request;
         let device = shared.check_config("", &mut config)?;
         check_items("items", &items, |_| None)?;
         // Nothing is kept and nothing is found: its name keys its blocks, and no other has that name.
@@ -52,8 +52,14 @@ impl Session {
         let session = SessionId::parse(&name).map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
         let (fold, _) = shared.begin(caller, session.clone(), (config, device), SessionMutable::default(), None)?;
         let mut made = Self::new(shared, fold, Some(items.len() as u32));
-        let turn =
-            StartTurn { allowed_tools, tool_choice, turn_deadline_ms: deadline_ms, ..StartTurn::new(session, items) };
+        let turn = StartTurn {
+            allowed_tools,
+            tool_choice,
+            single_call,
+            constraint,
+            turn_deadline_ms: deadline_ms,
+            ..StartTurn::new(session, items)
+        };
         made.accept_turn(shared, caller, turn, entropy)?;
         Ok(made)
     }

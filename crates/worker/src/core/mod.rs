@@ -29,7 +29,9 @@ use holdfast_types::{
 use holdfast_worker_api::{Caller, ModelInfo};
 
 use crate::fold::{Languages, SessionFold};
+use crate::guiding::ModelGuides;
 use crate::language::Language;
+
 pub use message::{Channel, Effect, EventBatch, Input, ReadEvents, Reply, Request, RequestId, Stats, Ticket};
 pub(crate) use read::page_size;
 use session::Session;
@@ -87,6 +89,8 @@ enum Named {
 struct Shared {
     settings: CoreSettings,
     models: Vec<ServedModel>,
+    /// One for each model.
+    guides: Vec<ModelGuides>,
     languages: Languages,
     now: TimeUs,
     effects: Vec<Effect>,
@@ -162,6 +166,7 @@ impl WorkerCore {
         let languages = languages(&models);
         let shared = Shared {
             settings,
+            guides: models.iter().map(|model| ModelGuides::new(&*model.language)).collect(),
             models,
             languages,
             now: 0,

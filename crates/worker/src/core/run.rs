@@ -8,10 +8,10 @@ use holdfast_journal::{Body, Durability};
 use holdfast_kv::ChainDomain;
 use holdfast_types::{EventKind, Failure, Origin, SampledToken, StopReason, TokenRun, TurnState, Usage};
 
-use super::check::plan_tools;
 use super::session::Session;
 use super::turn::ended_state;
 use super::{Effect, Shared};
+use crate::guiding::Rules;
 use crate::language::{LogEnd, Prompt};
 
 /// The run of a session.
@@ -83,27 +83,20 @@ impl Session {
         if left == 0 || room == 0 {
             return self.conclude(shared, FinishReason::MaxTokens, left > 0, None, Usage::default());
         }
-        let (allowed, choice) = (request.allowed_tools.as_deref(), &request.tool_choice);
-        let tools = match plan_tools(&*model.language, self.fold.config(), allowed, choice, "") {
-            Ok(tools) => tools,
+        let said: Vec<_> = self.fold.said().iter().map(|token| token.id).collect();
+        let rules = Rules::of(&request, progress.generation);
+        let prompt = Prompt::of(self.fold.config(), self.fold.pinned_date());
+        let guide = match shared.guides[device].guide(&*model.language, &prompt, rules, &said, "options.") {
+            Ok(guide) => guide,
             Err(failure) => return self.fail_turn(shared, failure),
         };
-        let mut params = request.settings.sampling.clone();
-        params.logit_bias.extend(tools.banned.map(|token| (token, f32::NEG_INFINITY)));
-        // A call that is required is required of the turn's first generation, and not of what continues one.
-        let first = progress.generation == 0 && !request.continue_last;
-        let prompt = Prompt::of(self.fold.config(), self.fold.pinned_date());
-        let thinks = !tools.forced.is_empty() && model.language.opens_reasoning(&prompt);
-        // A call begins behind reasoning, which the prompt may have opened.
-        let silence = if thinks { model.language.reasoning_end() } else { Vec::new() };
-        let forced = silence.into_iter().chain(tools.forced).skip(sampled as usize).filter(|_| first).collect();
         let sample = SampleRequest {
-            params,
+            params: request.settings.sampling.clone(),
             seed: request.settings.seed,
             max_tokens: left.min(room),
             stop_tokens: model.language.stop_tokens().to_vec(),
             precision: model.precision,
-            forced,
+            guide,
             sampled_before: progress.sampled.clone(),
         };
         let accepted_us = if progress.generation == 0 { created_us } else { shared.now };

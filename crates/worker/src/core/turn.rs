@@ -11,10 +11,12 @@ use holdfast_types::{
 use holdfast_worker_api::{Caller, StartTurn, SubmitToolResults};
 use serde::Serialize;
 
-use super::check::{Base, Rendered, check_items, plan_tools};
+use super::check::{Base, Rendered, check_items};
 use super::session::Session;
 use super::{Reply, RequestId, Shared};
 use crate::fold::{LogPlace, MarkUse, SessionFold, later};
+use crate::guiding::Rules;
+use crate::language::Prompt;
 
 /// What a turn begins with.
 struct Opening {
@@ -70,6 +72,7 @@ impl Session {
     ) -> Result<Reply, Failure> {
         let body = (
             (&request.input, &request.sampling, &request.allowed_tools, &request.tool_choice),
+            (request.single_call, &request.constraint),
             (request.on_busy, request.on_disconnect, request.unresolved_calls, request.discard_partial),
             (request.continue_last, request.turn_deadline_ms, request.expected_last_turn),
         );
@@ -112,7 +115,16 @@ impl Session {
         self.check_room(shared, number)?;
         let language = shared.models[device].language.clone();
         let path = if self.is_completion() { "" } else { "options." };
-        plan_tools(&*language, self.fold.config(), request.allowed_tools.as_deref(), &request.tool_choice, path)?;
+        let rules = Rules {
+            allowed_tools: request.allowed_tools.as_deref(),
+            tool_choice: &request.tool_choice,
+            single_call: request.single_call,
+            constraint: request.constraint.as_ref(),
+        };
+        rules.check(self.fold.config(), path)?;
+        // Compiled now to be refused now; the run finds it compiled.
+        let prompt = Prompt::of(self.fold.config(), self.fold.pinned_date());
+        shared.guides[device].guide(&*language, &prompt, rules, &[], path)?;
         let sampling = (&*format!("{path}sampling"), &request.sampling);
         let settings = shared.settings(device, self.fold.config(), sampling, entropy as u64)?;
         let deadline_us = request.turn_deadline_ms.map(|ms| later(shared.now, ms, 1_000));
@@ -125,6 +137,8 @@ impl Session {
             settings,
             allowed_tools: request.allowed_tools,
             tool_choice: request.tool_choice,
+            single_call: request.single_call,
+            constraint: request.constraint,
             deadline_us,
             on_disconnect: request.on_disconnect,
         };

@@ -83,6 +83,8 @@ pub(crate) struct OutputFold {
     thought: u32,
     /// Where this generation's part of the open reasoning begins.
     thought_from: u32,
+    /// Position of the first token, of what was continued too.
+    first: u32,
 }
 
 impl OutputFold {
@@ -106,6 +108,7 @@ impl OutputFold {
             sampled: 0,
             thought: 0,
             thought_from: position,
+            first: position,
         }
     }
 
@@ -140,6 +143,11 @@ impl OutputFold {
     /// Tool calls, if the generation ended here by itself: one that is open would be whole.
     pub(crate) fn calls(&self) -> u32 {
         self.calls + u32::from(self.reader.call().is_some())
+    }
+
+    /// Position of its first token; of a generation that continues another, of the other's.
+    pub(crate) fn first(&self) -> u32 {
+        self.first
     }
 
     /// Tokens folded in this generation.

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use holdfast_journal::{RequestMark, TurnRequest};
 use holdfast_types::{
-    Event, EventKind, Failure, GenerationRecord, Item, ItemContent, ItemNumber, ItemState, NumberedItem, RequiredCall,
-    StopReason, TimeUs, TokenId, TokenRun, Turn, TurnNumber, TurnState, Usage,
+    Event, EventKind, Failure, GenerationRecord, Item, ItemContent, ItemNumber, ItemState, LogToken, NumberedItem,
+    RequiredCall, StopReason, TimeUs, TokenId, TokenRun, Turn, TurnNumber, TurnState, Usage,
 };
 
 use super::output::{OutputFold, Piece};
 use super::{LogPlace, MarkUse, SessionFold};
+use crate::guiding::Rules;
 use crate::language::{LogEnd, Prompt};
 
 /// A turn that has not ended.
@@ -84,6 +85,14 @@ impl SessionFold {
     /// A turn that has not ended.
     pub(crate) fn unended(&self, turn: TurnNumber) -> Option<&Progress> {
         self.progress.iter().find(|progress| progress.number == turn)
+    }
+
+    /// What the generation that runs or comes next has said so far, what it continues included.
+    pub(crate) fn said(&self) -> &[LogToken] {
+        let Some(progress) = self.current() else { return &[] };
+        let continues = progress.request.continue_last && progress.generation == 0;
+        let output = progress.output.as_ref().or(self.parked.as_ref().filter(|_| continues));
+        output.map_or(&[], |output| &self.log[output.first() as usize..])
     }
 
     /// Whether output that ended early can go on.
@@ -335,7 +344,8 @@ impl SessionFold {
                 Some(parked.clone().reopen(stops, names, self.tokens(), pieces))
             }
             _ => {
-                let tools = self.config.tools.iter().map(|tool| tool.name.clone()).collect();
+                let rules = Rules::of(&progress.request, progress.generation);
+                let tools = rules.callable(&self.config.tools).map(|tool| tool.name.clone()).collect();
                 let thinking = language.opens_reasoning(&Prompt::of(&self.config, &self.pinned_date));
                 Some(OutputFold::new(language, (stops, tools, thinking), names, self.tokens()))
             }

@@ -12,7 +12,7 @@ use holdfast_journal::{Batch, JournalError, NewEntry, SessionHead};
 use holdfast_model::{ParsedCall, ToolCallForm};
 use holdfast_types::{
     Digest, Event, Failure, Item, ItemContent, Limits, NumericsClass, Precision, Role, SampledToken, SamplingOverrides,
-    SessionConfig, SessionId, SessionState, TokenId, Tool, Turn, TurnNumber, Usage,
+    SessionConfig, SessionId, SessionState, TokenId, TokenMask, Tool, Turn, TurnNumber, Usage,
 };
 use holdfast_worker::core::{
     CoreSettings, Effect, Input, ReadEvents, Reply, Request, RequestId, ServedModel, Ticket, WorkerCore,
@@ -40,6 +40,7 @@ impl Toy {
             open: "<call>".into(),
             open_token: Some(CALL),
             close: close.map(str::to_owned),
+            name_mark: Some(":".into()),
             ..CallForm::default()
         };
         Self::with(form, None)
@@ -110,10 +111,6 @@ impl Language for Toy {
             Some((name, arguments)) => ReadCall { name: name.into(), arguments: arguments.into(), parse_error: None },
             None => ReadCall { name: String::new(), arguments: body.into(), parse_error: Some("no colon".into()) },
         }
-    }
-    fn forced_prefix(&self, tool: Option<&str>) -> Vec<TokenId> {
-        let name = tool.map(|name| format!("{name}:")).unwrap_or_default();
-        std::iter::once(CALL).chain(name.bytes().map(TokenId::from)).collect()
     }
     fn render(&self, prompt: &Prompt<'_>, end: LogEnd, items: &[Item], generate: bool) -> Result<Vec<TokenId>, String> {
         let mut ids = Vec::new();
@@ -213,6 +210,13 @@ impl ToyEngine {
         self.runs.values().filter(|(.., cancelled)| *cancelled).count()
     }
 
+    /// What is said where another token is not allowed: the end, an object's end, or the first letter that is.
+    fn allowed(mask: &TokenMask, wanted: TokenId) -> TokenId {
+        let letters = u32::from(b'!')..261;
+        let mut choices = [wanted, STOP, u32::from(b'}')].into_iter().chain(letters).chain(0..33);
+        choices.find(|&id| mask.allows(id)).expect("a mask allows something")
+    }
+
     fn answer(run: &Run, sampled: u32) -> TokenId {
         let log: Vec<_> = run.log.iter().map(|token| token.id).collect();
         let at = log.iter().rposition(|&id| id == ANSWER).expect("a generation prompt");
@@ -226,6 +230,9 @@ impl ToyEngine {
         let mut effects = Vec::new();
         let scripts = self.scripts.as_ref();
         self.runs.retain(|&id, (run, sampled, cancelled)| {
+            let answer =
+                || scripts.map_or_else(|| Self::answer(run, *sampled), |scripts| scripts.answer(run, *sampled));
+            let said = run.sample.is_some().then(answer);
             let len = run.log.len() as u64;
             let usage = |sampled: u32| {
                 let input = len - u64::from(run.resumed);
@@ -240,18 +247,18 @@ impl ToyEngine {
                 effects.push(finished(FinishReason::Cancelled, *sampled));
                 return false;
             }
-            let Some(sample) = &run.sample else {
+            let Some(sample) = &mut run.sample else {
                 effects.push(finished(FinishReason::Prefilled, 0));
                 return false;
             };
             if *sampled == 0 {
                 effects.push(EngineEffect::Progress { run: id, done: len as u32, total: len as u32 });
             }
-            let forced = sample.forced.get(*sampled as usize).copied();
-            let said = || scripts.map_or_else(|| Self::answer(run, *sampled), |scripts| scripts.answer(run, *sampled));
-            let token = forced.unwrap_or_else(said);
-            let banned = sample.params.logit_bias.iter().any(|&(id, v)| id == token && v == f32::NEG_INFINITY);
-            let token = if banned { u32::from(b'!') } else { token };
+            let token = said.expect("a run that samples");
+            let token = sample.guide.as_mut().map_or(token, |guide| Self::allowed(&guide.mask().unwrap(), token));
+            if let Some(guide) = sample.guide.as_mut().filter(|_| token != STOP) {
+                guide.accept(token).unwrap();
+            }
             let position = len as u32 + *sampled;
             effects.push(EngineEffect::Sampled {
                 run: id,
@@ -557,7 +564,6 @@ pub fn user(name: &str, text: &str) -> StartTurn {
 }
 
 pub fn with_tools(names: &[&str]) -> SessionConfig {
-    let tool =
-        |name: &&str| Tool { name: (*name).into(), description: String::new(), parameters_json_schema: String::new() };
+    let tool = |name: &&str| Tool { name: (*name).into(), ..Tool::default() };
     SessionConfig { tools: names.iter().map(tool).collect(), ..SessionConfig::default() }
 }

@@ -145,17 +145,11 @@ impl Language for Counted {
     fn opens_reasoning(&self, prompt: &Prompt<'_>) -> bool {
         self.inner.opens_reasoning(prompt)
     }
-    fn reasoning_end(&self) -> Vec<TokenId> {
-        self.inner.reasoning_end()
-    }
     fn efforts(&self, prompt: &Prompt<'_>) -> &[ReasoningEffort] {
         self.inner.efforts(prompt)
     }
     fn read_call(&self, body: &str) -> ReadCall {
         self.inner.read_call(body)
-    }
-    fn forced_prefix(&self, tool: Option<&str>) -> Vec<TokenId> {
-        self.inner.forced_prefix(tool)
     }
     fn render(&self, prompt: &Prompt<'_>, end: LogEnd, items: &[Item], generate: bool) -> Result<Vec<TokenId>, String> {
         let tokens = self.inner.render(prompt, end, items, generate)?;
@@ -180,6 +174,7 @@ pub fn config(retention: ReasoningRetention, tools: bool) -> SessionConfig {
         name: name.to_owned(),
         description: "Does it.".to_owned(),
         parameters_json_schema: r#"{"properties": {"at": {"type": "string"}}}"#.to_owned(),
+        strict: false,
     };
     SessionConfig {
         instructions: "Be brief.".to_owned(),

@@ -1,0 +1,238 @@
+//! Constraints and tool choice, from the request to what is sampled, journaled and continued.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod harness;
+
+use harness::{STOP, Toy, World, settings, speaking, user, with_tools};
+use holdfast_types::{
+    Constraint, FailureDetail, Item, Reason, SamplingOverrides, SessionConfig, StopReason, TokenId, Tool, ToolChoice,
+    TurnState,
+};
+use holdfast_worker::core::Request;
+use holdfast_worker_api::{CreateSession, Generate, StartTurn};
+
+const NUMBER: &str =
+    r#"{"type": "object", "properties": {"n": {"enum": [12, 13]}}, "required": ["n"], "additionalProperties": false}"#;
+
+fn fresh(config: SessionConfig) -> World {
+    let mut world = World::new();
+    world.create("a", config);
+    world
+}
+
+fn world(template: &str, config: SessionConfig) -> World {
+    let mut world = World::on(harness::Disk::default(), settings(), speaking(Toy::of_template(template), "toy/1"));
+    world.create("a", config);
+    world
+}
+
+fn schema(text: &str) -> Option<Constraint> {
+    Some(Constraint::JsonSchema(text.to_owned()))
+}
+
+fn run(world: &mut World, turn: StartTurn) -> holdfast_types::Turn {
+    let number = world.start(turn).unwrap().number;
+    world.settle();
+    world.turn("a", number.0)
+}
+
+#[test]
+fn an_answer_follows_its_constraint_and_ends_with_it() {
+    let mut world = fresh(SessionConfig::default());
+    for (constraint, said) in [
+        (schema(NUMBER), "{\"n\":12}"),
+        (Some(Constraint::Regex("[x-z]{3}".into())), "xxy"),
+        (Some(Constraint::Choice(vec!["no".into(), "none".into()])), "no"),
+        (Some(Constraint::Grammar("start: \"<\" /[a-c]+/ \">\"".into())), "<a>"),
+    ] {
+        let sampling = SamplingOverrides { max_output_tokens: Some(20), ..Default::default() };
+        let turn = run(&mut world, StartTurn { constraint, sampling, ..user("a", "Anything.") });
+        assert_eq!(world.texts("a").last().unwrap(), said);
+        assert_eq!((turn.state, turn.stop_reason), (TurnState::Completed, Some(StopReason::EndTurn)));
+    }
+    let free = run(&mut world, user("a", "Anything."));
+    assert_eq!((free.state, world.texts("a").last().unwrap().as_str()), (TurnState::Completed, "Anything."));
+}
+
+#[test]
+fn what_the_limit_cuts_short_says_so_and_goes_on_under_its_constraint() {
+    for limit in 1..8 {
+        let mut world = fresh(SessionConfig::default());
+        let sampling = SamplingOverrides { max_output_tokens: Some(limit), ..Default::default() };
+        let turn = run(&mut world, StartTurn { constraint: schema(NUMBER), sampling, ..user("a", "hi") });
+        assert_eq!((turn.state, turn.stop_reason), (TurnState::Incomplete, Some(StopReason::MaxOutputTokens)));
+        let mut on = StartTurn { continue_last: true, constraint: schema(NUMBER), ..user("a", "") };
+        on.input.clear();
+        let turn = run(&mut world, on.clone());
+        assert_eq!((turn.state, turn.stop_reason), (TurnState::Completed, Some(StopReason::EndTurn)), "{limit}");
+        assert_eq!(world.texts("a").last().unwrap(), "{\"n\":12}", "{limit}");
+    }
+    let mut world = fresh(SessionConfig::default());
+    let sampling = SamplingOverrides { max_output_tokens: Some(3), ..Default::default() };
+    run(&mut world, StartTurn { sampling, ..user("a", "free text") });
+    let mut on = StartTurn { continue_last: true, constraint: schema(NUMBER), ..user("a", "") };
+    on.input.clear();
+    let turn = run(&mut world, on);
+    assert_eq!(turn.state, TurnState::Failed, "what was said does not follow it");
+    assert_eq!(turn.failure.unwrap().reason, Reason::InvalidArgument);
+    assert_eq!(run(&mut world, user("a", "hi")).state, TurnState::Completed, "the session stays usable");
+}
+
+#[test]
+fn a_restart_in_the_middle_goes_on_to_the_same_tokens() {
+    let turn = || StartTurn { constraint: schema(NUMBER), ..user("a", "{\"n\":13}") };
+    let mut whole = fresh(SessionConfig::default());
+    run(&mut whole, turn());
+    let tokens = whole.engine.seen.last().unwrap().log.len();
+    for steps in 0..9 {
+        let mut world = fresh(SessionConfig::default());
+        world.start(turn()).unwrap();
+        for _ in 0..steps {
+            world.step();
+        }
+        let mut world = world.restart();
+        world.settle();
+        assert_eq!(world.texts("a"), whole.texts("a"), "after {steps} steps");
+        let last = world.engine.seen.last().map_or(tokens, |run| run.log.len() - run.resumed as usize);
+        assert_eq!(last, tokens, "after {steps} steps");
+    }
+}
+
+#[test]
+fn a_constraint_that_cannot_be_held_to_is_refused_with_its_place() {
+    let mut world = fresh(with_tools(&["x"]));
+    for (constraint, path, says) in [
+        (
+            schema(r#"{"properties": {"a": {"not": {}}}}"#),
+            "json_schema",
+            "#/properties/a: Unimplemented keys: [\"not\"]",
+        ),
+        (schema("["), "json_schema", "at #: it is not JSON"),
+        (schema(r##"{"$ref": "#"}"##), "json_schema", "nothing that the model can say"),
+        (Some(Constraint::Regex("a(".into())), "regex", ""),
+        (Some(Constraint::Grammar("start: nowhere".into())), "grammar", "nowhere"),
+        (Some(Constraint::Choice(vec![])), "choice", "at least one"),
+    ] {
+        let refused = world.start(StartTurn { constraint: constraint.clone(), ..user("a", "hi") }).unwrap_err();
+        assert_eq!(refused.reason, Reason::InvalidArgument);
+        let FailureDetail::Field { path: found, problem } = &refused.details[0] else { panic!("{refused:?}") };
+        assert_eq!(*found, format!("options.constraint.{path}"));
+        assert!(problem.contains(says), "{problem}");
+        let items = vec![Item::message(holdfast_types::Role::User, "hi")];
+        let refused = world.ask(Request::Generate(Generate { constraint, items, ..Default::default() })).unwrap_err();
+        assert!(
+            matches!(&refused.details[0], FailureDetail::Field { path: found, .. } if *found == format!("constraint.{path}"))
+        );
+    }
+    assert_eq!(world.show("a").turns, 0);
+}
+
+#[test]
+fn a_strict_tool_whose_schema_cannot_be_held_to_is_refused_and_others_are_not() {
+    let tool = |strict| Tool {
+        name: "x".into(),
+        parameters_json_schema: r#"{"type": "object", "properties": {"a": {"if": true}}}"#.into(),
+        strict,
+        ..Tool::default()
+    };
+    let mut world = World::new();
+    let mut create = |tool| {
+        let config = SessionConfig { tools: vec![tool], ..SessionConfig::default() };
+        world.ask(Request::CreateSession(CreateSession { config, ..Default::default() }))
+    };
+    let refused = create(tool(true)).unwrap_err();
+    assert_eq!(refused.reason, Reason::InvalidTool);
+    let FailureDetail::Field { path, problem } = &refused.details[0] else { panic!("{refused:?}") };
+    assert_eq!(path, "session.config.tools[0].function.parameters_json_schema");
+    assert!(problem.starts_with("at #/properties/a:"), "{problem}");
+    create(tool(false)).unwrap();
+}
+
+#[test]
+fn required_and_named_calls_are_made_and_results_are_answered_in_words() {
+    let mut world = fresh(with_tools(&["x", "y"]));
+    for (choice, name) in [(ToolChoice::Required, "x"), (ToolChoice::Name("y".into()), "y")] {
+        let turn = run(&mut world, StartTurn { tool_choice: choice, ..user("a", "Words.") });
+        assert_eq!(turn.state, TurnState::RequiresAction);
+        assert_eq!((turn.required_calls[0].name.as_str(), turn.required_calls[0].arguments.as_str()), (name, "{}"));
+        assert_eq!(turn.required_calls[0].parse_error, None);
+        world.results("a", &[(&turn.required_calls[0].call_id, "done")]).unwrap();
+        world.settle();
+        assert_eq!(
+            world.turn("a", turn.number.0).state,
+            TurnState::Completed,
+            "only the first generation is held to it"
+        );
+    }
+}
+
+#[test]
+fn only_what_may_be_called_is() {
+    let called = |turn: StartTurn, config: SessionConfig, template: &str| {
+        let mut world = world(template, config);
+        let turn = run(&mut world, turn);
+        let calls: Vec<_> = turn.required_calls.iter().map(|call| call.name.clone()).collect();
+        (calls, world.texts("a")[1..].to_vec())
+    };
+    let tools = || with_tools(&["x", "y"]);
+    let hermes = "<tool_call>\n{\"name\": \"x\", \"arguments\": {}}\n</tool_call>";
+    let llama = "{\"name\": \"x\", \"parameters\": {}}";
+    let (llama_says, llama_form) = (|turn| StartTurn { ..turn }, "<|start_header_id|>ipython<|end_header_id|>");
+    // Allowed: the call as it would be made.
+    assert_eq!(called(user("a", hermes), tools(), "<tool_call>").0, ["x"]);
+    assert_eq!(called(user("a", llama), tools(), llama_form).0, ["x"]);
+    let allow = |turn, names: &[&str]| StartTurn {
+        allowed_tools: Some(names.iter().map(|name| (*name).to_owned()).collect()),
+        ..turn
+    };
+    assert_eq!(called(allow(user("a", llama), &["x"]), tools(), llama_form).0, ["x"]);
+    // Another is called in its place, or nothing.
+    assert_eq!(called(allow(user("a", llama), &["y"]), tools(), llama_form).0, ["y"]);
+    let none = |turn| StartTurn { tool_choice: ToolChoice::None, ..turn };
+    for (turn, form) in [
+        (none(user("a", llama)), llama_form),
+        (allow(user("a", llama), &[]), llama_form),
+        (none(user("a", hermes)), "<tool_call>"),
+        (none(user("a", "a^{}")), "[TOOL_CALLS]["),
+    ] {
+        let (calls, texts) = called(llama_says(turn), tools(), form);
+        assert!(calls.is_empty() && texts.len() == 1, "{form}: {calls:?} {texts:?}");
+    }
+    // With nothing to call, an answer may look like a call.
+    let alike = StartTurn {
+        constraint: schema(
+            r#"{"type": "object", "properties": {"name": {"const": "x"}, "parameters": {"type": "object"}}, "required": ["name", "parameters"]}"#,
+        ),
+        ..none(user("a", llama))
+    };
+    assert_eq!(called(alike, tools(), llama_form), (Vec::new(), vec![llama.to_owned()]));
+}
+
+#[test]
+fn strict_arguments_follow_their_schema_and_one_call_may_be_all() {
+    let mut config = with_tools(&["x", "y"]);
+    config.tools[0].strict = true;
+    config.tools[0].parameters_json_schema =
+        r#"{"type": "object", "properties": {"n": {"enum": [7]}}, "required": ["n"]}"#.into();
+    let said = "^[{\"name\": \"x\", \"arguments\": {\"m\": 1}}, {\"name\": \"y\", \"arguments\": {}}]";
+    let mut both = world("[TOOL_CALLS][", config.clone());
+    let turn = run(&mut both, user("a", said));
+    assert!(turn.required_calls[0].arguments.starts_with("{\"n"), "{:?}", turn.required_calls);
+    let parallel = "^[{\"name\": \"y\", \"arguments\": {}}, {\"name\": \"y\", \"arguments\": {}}]";
+    let turn = run(&mut world("[TOOL_CALLS][", config.clone()), user("a", parallel));
+    assert_eq!(turn.required_calls.len(), 2);
+    let single = StartTurn { single_call: true, ..user("a", parallel) };
+    assert_eq!(run(&mut world("[TOOL_CALLS][", config), single).required_calls.len(), 1);
+}
+
+#[test]
+fn free_turns_are_not_guided() {
+    let mut world = fresh(with_tools(&["x"]));
+    run(&mut world, user("a", "hi"));
+    assert!(world.engine.seen.iter().all(|run| run.sample.as_ref().unwrap().guide.is_none()));
+    run(&mut world, StartTurn { tool_choice: ToolChoice::None, ..user("a", "hi") });
+    let guide = world.engine.seen.last().unwrap().sample.as_ref().unwrap().guide.as_ref().unwrap();
+    let mask = guide.fork().mask().unwrap();
+    let allowed = |id: TokenId| mask.allows(id);
+    assert!(allowed(STOP) && allowed(u32::from(b'<')) && !allowed(harness::CALL));
+}
