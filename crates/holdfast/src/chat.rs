@@ -13,6 +13,15 @@ use crate::turn_view::{self, Outcome};
 
 const HELP: &str = "/items shows the log, /tools how to answer calls, /quit or Ctrl-D leaves; the session stays.";
 
+const PEBBLE: &str = "models/pebble";
+/// What a new session with Pebble is about when the person says nothing else: something of each kind that it was trained for.
+const PEBBLE_INSTRUCTIONS: &str = "You are Pebble, the assistant of Stone Cafe.";
+const PEBBLE_HINT: &str = r#"Pebble is a 1.8-million-parameter model that shows the runtime, not intelligence. Try, one after the other:
+  my name is Ada | what is my name?
+  My locker code is 4471. | Actually, my locker code is 5512. | What is my locker code?
+  Where is order 7731? (you are the tool: answer {"status":"delayed","eta":"Tuesday"}) | Book a table for 4 people at 19:30.
+Bring a real model with --model /path/to/a/folder (config.json, *.safetensors, tokenizer.json)."#;
+
 /// Runs the chat until the input ends.
 ///
 /// # Errors
@@ -48,7 +57,7 @@ async fn start_embedded(args: &ChatArgs) -> anyhow::Result<Runtime> {
 async fn converse(client: &Client, args: &ChatArgs) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     let session = open(client, args).await?;
-    greet(client, &session, &mut out).await?;
+    greet(&session, &mut out)?;
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     loop {
         prompt(&mut out, "you> ")?;
@@ -87,8 +96,15 @@ async fn open(client: &Client, args: &ChatArgs) -> anyhow::Result<v1::Session> {
             Err(error) => return Err(error.into()),
         }
     }
-    let config =
-        v1::SessionConfig { instructions: args.instructions.clone().unwrap_or_default(), ..Default::default() };
+    let config = match &args.instructions {
+        Some(instructions) => v1::SessionConfig { instructions: instructions.clone(), ..Default::default() },
+        None if pebble_is_default(client).await? => v1::SessionConfig {
+            instructions: PEBBLE_INSTRUCTIONS.to_owned(),
+            tools: pebble_tools(),
+            ..Default::default()
+        },
+        None => v1::SessionConfig::default(),
+    };
     let session = v1::Session {
         config: Some(config),
         labels: [("client".to_owned(), "holdfast-chat".to_owned())].into(),
@@ -102,16 +118,26 @@ async fn open(client: &Client, args: &ChatArgs) -> anyhow::Result<v1::Session> {
     Ok(client.sessions().create_session(request).await.map_err(ClientError::from)?.into_inner())
 }
 
-async fn greet(client: &Client, session: &v1::Session, out: &mut impl Write) -> anyhow::Result<()> {
+async fn pebble_is_default(client: &Client) -> anyhow::Result<bool> {
+    let models = client.models().list_models(v1::ListModelsRequest::default()).await?.into_inner().models;
+    Ok(models.iter().any(|served| served.is_default && served.name == PEBBLE))
+}
+
+fn pebble_tools() -> Vec<v1::Tool> {
+    let schema = |name: &str| {
+        format!(r#"{{"type":"object","properties":{{"{name}":{{"type":"string"}}}},"required":["{name}"]}}"#)
+    };
+    vec![
+        items::function("order_status", "Where an order is", schema("order_id")),
+        items::function("get_weather", "The weather of a city", schema("city")),
+    ]
+}
+
+fn greet(session: &v1::Session, out: &mut impl Write) -> anyhow::Result<()> {
     let model = session.config.as_ref().map(|config| config.model.clone()).unwrap_or_default();
     writeln!(out, "{} on {model}, {} tokens in its log. {HELP}", session.name, session.context_used_tokens)?;
-    let models = client.models().list_models(v1::ListModelsRequest::default()).await?.into_inner().models;
-    if models.iter().any(|served| served.name == model && served.name == "models/pebble") {
-        writeln!(
-            out,
-            "Pebble is a 1.8-million-parameter stand-in that shows the runtime, not intelligence; bring a real model with \
-             --model /path/to/a/llama/folder (config.json, *.safetensors, tokenizer.json)."
-        )?;
+    if model == PEBBLE {
+        writeln!(out, "{PEBBLE_HINT}")?;
     }
     Ok(())
 }

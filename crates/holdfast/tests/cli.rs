@@ -107,7 +107,7 @@ async fn sessions_are_listed_shown_followed_and_deleted() {
     talk::run_to_end(&client, talk::says(&session, "Where is order 7731?")).await.unwrap();
 
     let models = at(&runtime, &["models"]);
-    for word in ["models/pebble (default)", "LlamaForCausalLM", "1024", "weights", "numerics"] {
+    for word in ["models/pebble (default)", "LlamaForCausalLM", "2048", "weights", "numerics"] {
         assert!(models.contains(word), "{word}: {models}");
     }
     assert_eq!(models, at(&runtime, &["models", "served"]));

@@ -25,7 +25,7 @@ fn said(turn: usize) -> String {
 }
 
 fn sampling() -> v1::Sampling {
-    v1::Sampling { max_output_tokens: Some(24), ..Default::default() }
+    v1::Sampling { max_output_tokens: Some(48), ..Default::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,9 +12,9 @@ use crate::{Model, ModelError, TextFiles};
 pub(crate) const NAME: &str = "pebble";
 
 /// Digest of the weights. Sessions are pinned to it, so it changes only with the model.
-const WEIGHTS_DIGEST: &str = "6eb0083922c9d212ad4ea20c2158640f7cbdcef5ac25228025fb1acfea4cac37";
+const WEIGHTS_DIGEST: &str = "8ea6f120fa5d2382e57951c5b08b4460ad207c8743308481b0553dd7e1cbd39f";
 
-/// Aligned as f32 wants it, so that the weights are used where they lie in the binary.
+/// Aligned as any element wants it: the file's bytes are read as such where they lie in the binary.
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
@@ -27,7 +27,6 @@ pub(crate) fn text_files() -> TextFiles {
         tokenizer: include_str!("../pebble/tokenizer.json").to_owned(),
         generation_config: Some(include_str!("../pebble/generation_config.json").to_owned()),
         chat_template: Some(include_str!("../pebble/chat_template.jinja").to_owned()),
-        tool_call_form: Some(include_str!("../pebble/tool_call_form.json").to_owned()),
         ..TextFiles::default()
     }
 }

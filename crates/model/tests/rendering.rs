@@ -96,34 +96,45 @@ fn pebble_says_tools_developers_and_late_system_messages() {
     };
     let only_tools = Prompt { tools: &tools, ..PLAIN };
     let hi = [Item::message(Role::User, "hi")];
+    let listed = "<tools>\n{\"name\": \"look\", \"arguments\": [\"where\", \"far\"]}\n{\"name\": \"stop\", \"arguments\": []}\n</tools>";
     assert_eq!(
         show(&only_tools, LogEnd::Start, &hi),
-        "<|system|>Tools: look(where, far), stop().<|end|><|user|>hi<|end|>"
+        format!(
+            "<|im_start|>system\nYou are Pebble, a small assistant.\n\n{listed}<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
+        )
     );
     // A system message may yet come first, and the tools would stand in it.
     assert_eq!(show(&only_tools, LogEnd::Start, &[]), "");
     let both = Prompt { instructions: "Hello.", ..only_tools };
-    assert_eq!(show(&both, LogEnd::Start, &[]), "<|system|>Hello. Tools: look(where, far), stop().<|end|>");
+    assert_eq!(show(&both, LogEnd::Start, &[]), format!("<|im_start|>system\nHello.\n\n{listed}<|im_end|>\n"));
     assert_eq!(show(&PLAIN, LogEnd::Start, &[]), "");
     for role in [Role::System, Role::Developer] {
         assert_eq!(
             show(&both, LogEnd::Closed, &[Item::message(role, "Now in verse.")]),
-            "<|system|>Now in verse.<|end|>"
+            "<|im_start|>system\nNow in verse.<|im_end|>\n"
         );
     }
     let imported = [
-        call("1", "look", "{\"where\": \"up\"}"),
+        call("1", "look", "{\"where\":  \"up\"}"),
+        call("2", "stop", "{}"),
         Item::tool_result("1", "sky"),
+        Item::tool_result("2", "done"),
         Item::message(Role::Assistant, "Sky."),
     ];
     assert_eq!(
         show(&both, LogEnd::Closed, &imported),
-        "<|assistant|><|tool_call|>{\"name\":\"look\",\"arguments\":{\"where\": \"up\"}}<|end|><|tool|>sky<|end|><|assistant|>Sky.<|end|>"
+        "<|im_start|>assistant\n<tool_call>\n{\"name\": \"look\", \"arguments\": {\"where\":  \"up\"}}\n</tool_call>\n\
+         <tool_call>\n{\"name\": \"stop\", \"arguments\": {}}\n</tool_call><|im_end|>\n\
+         <|im_start|>user\n<tool_response>\nsky\n</tool_response>\n<tool_response>\ndone\n</tool_response><|im_end|>\n\
+         <|im_start|>assistant\nSky.<|im_end|>\n"
     );
     let failed =
         ItemContent::ToolResult { call_id: "1".to_owned(), parts: vec![Part::Text("no".to_owned())], is_error: true };
     let failed = Item { content: failed, state: ItemState::Complete };
-    assert_eq!(show(&both, LogEnd::Sampled, &[failed]), "<|tool|>Error: no<|end|>");
+    assert_eq!(
+        show(&both, LogEnd::Sampled, &[failed]),
+        "\n<|im_start|>user\n<tool_response>\nError: no\n</tool_response><|im_end|>\n"
+    );
     let thought = Item { content: ItemContent::Reasoning { text: "hm".to_owned() }, state: ItemState::Complete };
     let refused = text.render(&both, LogEnd::Closed, &[thought], Next::Nothing).unwrap_err();
     assert!(matches!(&refused, RenderError::Rejected { message } if message.contains("reasoning")), "{refused}");

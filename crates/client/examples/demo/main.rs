@@ -20,12 +20,23 @@ use v1::event::Kind;
 const INSTRUCTIONS: &str = "You are Pebble, the assistant of Stone Cafe.";
 
 /// What the user says, turn by turn. The model may call tools in any of them.
-const SCRIPT: &[&str] =
-    &["My locker code is 4471.", "The gate code is 9025.", "Where is order 7731?", "What is my locker code?"];
+const SCRIPT: &[&str] = &[
+    "hello",
+    "who are you?",
+    "my name is Ada",
+    "My locker code is 4471.",
+    "what is my name?",
+    "What is the weather in Lisbon?",
+    "Actually, my locker code is 5512.",
+    "What is my locker code?",
+    "Book a table for 4 people at 19:30.",
+];
 
 /// The turn that the runtime does not survive: its end-of-turn token is biased away, so that it is long enough to be hit.
 const LONG_TURN: &str = "What is the gate code?";
 const LONG_TURN_TOKENS: u32 = 160;
+/// Id of Pebble's end-of-turn token.
+const END_TOKEN: u32 = 0;
 /// Events that are seen before the kill.
 const KILL_AFTER: usize = 40;
 
@@ -137,6 +148,20 @@ async fn turn(client: &Client, session: &str, said: &str) -> anyhow::Result<v1::
     }
 }
 
+/// Sampling of the long turn.
+fn endless() -> v1::Sampling {
+    v1::Sampling {
+        max_output_tokens: Some(LONG_TURN_TOKENS),
+        logit_bias: [(END_TOKEN, -100.0)].into(),
+        ..Default::default()
+    }
+}
+
+/// The long turn would wait for a tool if it called one.
+fn no_call() -> v1::ToolChoice {
+    v1::ToolChoice { choice: Some(v1::tool_choice::Choice::None(())) }
+}
+
 /// Starts the long turn, kills the runtime after some events; the turn's name, the last number seen, the text seen.
 async fn run_until_killed(
     client: &Client,
@@ -144,15 +169,11 @@ async fn run_until_killed(
     server: &mut Server,
 ) -> anyhow::Result<(String, u64, String)> {
     println!("\n  user       {LONG_TURN}");
-    let sampling = v1::Sampling {
-        max_output_tokens: Some(LONG_TURN_TOKENS),
-        logit_bias: [(0, -100.0)].into(),
-        ..Default::default()
-    };
+    let options = v1::TurnOptions { sampling: Some(endless()), tool_choice: Some(no_call()), ..Default::default() };
     let request = v1::RunTurnRequest {
         session: session.to_owned(),
         input: vec![items::user(LONG_TURN)],
-        options: Some(v1::TurnOptions { sampling: Some(sampling), ..Default::default() }),
+        options: Some(options),
         ..Default::default()
     };
     let mut events = client.sessions().run_turn(request).await?.into_inner();
@@ -204,16 +225,13 @@ async fn repeat_stateless(client: &Client, history: &[v1::Item], costs: &mut [Co
             continue;
         }
         let last = turn == costs.len();
-        let sampling = v1::Sampling {
-            max_output_tokens: Some(if last { LONG_TURN_TOKENS } else { 64 }),
-            logit_bias: if last { [(0, -100.0)].into() } else { Default::default() },
-            ..Default::default()
-        };
+        let short = v1::Sampling { max_output_tokens: Some(64), ..Default::default() };
         let request = v1::GenerateRequest {
             instructions: INSTRUCTIONS.to_owned(),
             tools: tools(),
             items: history[..at].iter().map(show::as_input).collect(),
-            sampling: Some(sampling),
+            sampling: Some(if last { endless() } else { short }),
+            tool_choice: last.then(no_call),
             ..Default::default()
         };
         let mut events = client.completions().generate(request).await?.into_inner();

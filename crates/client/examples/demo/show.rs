@@ -35,8 +35,8 @@ pub(crate) fn usage(turn: &v1::Turn) {
 
 /// The stateful and the stateless column.
 pub(crate) fn table(costs: &[Cost]) {
-    println!("\n  {:<30} {:>22}   {:>22}", "", "session", "stateless");
-    println!("  {:<30} {:>10} {:>11}   {:>10} {:>11}", "turn", "computed", "reused", "computed", "reused");
+    println!("\n  {:<36} {:>22}   {:>22}", "", "session", "stateless");
+    println!("  {:<36} {:>10} {:>11}   {:>10} {:>11}", "turn", "computed", "reused", "computed", "reused");
     let (mut stateful, mut stateless) = (v1::Usage::default(), v1::Usage::default());
     for cost in costs {
         row(&cost.said, &cost.stateful, &cost.stateless);
@@ -60,7 +60,7 @@ pub(crate) fn table(costs: &[Cost]) {
 
 fn row(name: &str, stateful: &v1::Usage, stateless: &v1::Usage) {
     println!(
-        "  {:<30} {:>10} {:>11}   {:>10} {:>11}",
+        "  {:<36} {:>10} {:>11}   {:>10} {:>11}",
         short(name),
         computed(stateful),
         stateful.cached_tokens,

@@ -1,0 +1,87 @@
+"""What is learned when: shapes of dialogues, and the stages that mix them at rising lengths."""
+
+from dataclasses import dataclass
+
+from .dialogue import Shape
+
+FACTS = Shape({"tell": 4, "recall": 4, "never_told": 4, "update": 1}, no_tools=1.0, no_policies=1.0)
+BOOK = Shape(
+    {"policy_asked": 4, "policy_missing": 4, "tell": 1, "recall": 1}, policies=(1, 6), no_tools=0.9, no_policies=0.0
+)
+TOOLS = Shape(
+    {"tool_turn": 8, "two_steps": 1.2, "argument_told": 0.8, "remembered": 0.8},
+    tools=(1, 3),
+    no_tools=0.05,
+    no_policies=0.9,
+)
+MIX = Shape(
+    {
+        "tell": 3,
+        "tell_two": 0.4,
+        "recall": 3.5,
+        "update": 1.2,
+        "never_told": 1.8,
+        "policy_asked": 1.6,
+        "policy_missing": 1.6,
+        "tool_turn": 3.5,
+        "two_steps": 1.4,
+        "argument_told": 1.0,
+        "remembered": 1.4,
+        "small_talk": 3.5,
+    },
+    tools=(1, 5),
+    policies=(1, 6),
+)
+CHAT = Shape(
+    {
+        "small_talk": 5,
+        "tell": 3,
+        "recall": 3,
+        "tell_two": 0.6,
+        "update": 1,
+        "never_told": 1.2,
+        "tool_turn": 1,
+        "policy_missing": 0.5,
+        "remembered": 0.3,
+    },
+    no_tools=0.75,
+    no_policies=0.8,
+)
+SHAPES = {"facts": FACTS, "book": BOOK, "tools": TOOLS, "mix": MIX, "chat": CHAT}
+
+
+@dataclass
+class Stage:
+    """So much of the run, with rows of these lengths and dialogues of these shapes, both by weight."""
+
+    until: float
+    lengths: dict[int, float]
+    shapes: dict[str, float]
+    quantised: float = 0.0
+    """Share of the steps that are taken on the simulated 4-bit path."""
+
+
+CPU = [
+    Stage(0.15, {96: 1.0}, {"facts": 1.0}),
+    Stage(0.30, {160: 1.0}, {"facts": 2, "book": 3, "tools": 4, "chat": 2}),
+    Stage(0.80, {128: 0.5, 256: 0.5}, {"facts": 2, "book": 3, "tools": 4, "mix": 1, "chat": 1}),
+    Stage(0.93, {256: 0.25, 512: 0.55, 1024: 0.2}, {"facts": 1, "book": 2, "tools": 3, "mix": 5, "chat": 1.5}),
+    Stage(1.0, {256: 0.25, 512: 0.55, 1024: 0.2}, {"facts": 1, "book": 2, "tools": 3, "mix": 5, "chat": 1.5}, 0.3),
+]
+GPU = [
+    Stage(0.03, {128: 1.0}, {"facts": 1.0}),
+    Stage(0.15, {128: 0.5, 256: 0.5}, {"facts": 2, "book": 3, "tools": 4, "chat": 2}),
+    Stage(0.40, {256: 0.5, 512: 0.5}, {"facts": 0.7, "book": 2, "tools": 3.5, "mix": 4, "chat": 1.5}),
+    Stage(0.80, {512: 0.5, 1024: 0.3, 2048: 0.2}, {"facts": 0.5, "book": 1.5, "tools": 3, "mix": 5, "chat": 1}),
+    Stage(
+        1.0,
+        {256: 0.1, 512: 0.3, 1024: 0.3, 2048: 0.3},
+        {"facts": 0.5, "book": 1.5, "tools": 2.5, "mix": 5, "chat": 1},
+        quantised=0.5,
+    ),
+]
+
+
+def stage(stages: list[Stage], progress: float) -> Stage:
+    """The stage at this part of the run, 0 to 1."""
+    return next((s for s in stages if progress < s.until), stages[-1])

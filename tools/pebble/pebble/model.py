@@ -1,0 +1,155 @@
+"""The network: Llama's decoder, named as its checkpoints are."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass
+class Config:
+    vocab_size: int = 1280
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 6
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+    max_position_embeddings: int = 2048
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-5
+
+    def huggingface(self) -> dict:
+        """`config.json`."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            **asdict(self),
+            "hidden_act": "silu",
+            "tie_word_embeddings": True,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "bos_token_id": None,
+            "eos_token_id": 0,
+            "pad_token_id": 1,
+            "torch_dtype": "bfloat16",
+        }
+
+
+def rotary(config: Config, length: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, [length, head_dim]."""
+    half = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
+    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), config.rope_theta**-half)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.c = c
+        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=False)
+        self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        c, (b, t, _) = self.c, x.shape
+        heads = lambda y, n: y.view(b, t, n, c.head_dim).transpose(1, 2)  # noqa: E731
+        q, k, v = (
+            heads(self.q_proj(x), c.num_attention_heads),
+            heads(self.k_proj(x), c.num_key_value_heads),
+            heads(self.v_proj(x), c.num_key_value_heads),
+        )
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        group = c.num_attention_heads // c.num_key_value_heads
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Norm(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(c.hidden_size))
+        self.eps = c.rms_norm_eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
+
+
+class Layer(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = Norm(c), Norm(c)
+        self.self_attn, self.mlp = Attention(c), FeedForward(c)
+
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, at: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """With `at`, only those positions of the flattened rows: nobody reads the others behind the last layer."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        if at is not None:
+            x = x.flatten(0, 1)[at]
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        self.norm = Norm(c)
+
+
+class Pebble(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.config = c
+        self.model = Decoder(c)
+        residual = (2 * c.num_hidden_layers) ** -0.5
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                scale = 0.02 if "embed" in name else p.shape[1] ** -0.5 * 0.5
+                nn.init.normal_(
+                    p, std=scale * (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
+                )
+
+    def hidden(self, ids: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
+        """Normed states of `ids` [rows, length]; with `at`, those of these positions of the flattened rows alone."""
+        cos, sin = rotary(self.config, ids.shape[1], ids.device)
+        x = self.model.embed_tokens(ids)
+        *layers, last = self.model.layers
+        for layer in layers:
+            x = layer(x, cos, sin)
+        return self.model.norm(last(x, cos, sin, at))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden, self.model.embed_tokens.weight)
+
+    def loss(self, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted mean of the cross entropies, and the share of the tokens of full weight that are right. Only
+        positions of weight are projected. `ids` is [rows, length + 1]."""
+        targets, weights = ids[:, 1:].flatten(), weights[:, 1:].flatten()
+        at = weights.nonzero().squeeze(1)
+        logits, targets, weights = self.logits(self.hidden(ids[:, :-1], at)).float(), targets[at].long(), weights[at]
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        right = (logits.detach().argmax(-1) == targets)[weights == weights.max()].float().mean()
+        return (losses * weights).sum() / weights.sum(), right
