@@ -122,10 +122,6 @@ pub trait Language: Send + Sync {
     fn opens_reasoning(&self, _prompt: &Prompt<'_>) -> bool {
         false
     }
-    /// Tokens that end reasoning which the generation prompt has opened.
-    fn reasoning_end(&self) -> Vec<TokenId> {
-        Vec::new()
-    }
     /// The efforts that the template of a session can be told of, rising.
     fn efforts(&self, _prompt: &Prompt<'_>) -> &[ReasoningEffort] {
         &[]

@@ -106,10 +106,6 @@ impl Language for TextOfModel {
         self.text.opens_reasoning(&words(prompt))
     }
 
-    fn reasoning_end(&self) -> Vec<TokenId> {
-        self.text.reasoning_end()
-    }
-
     fn efforts(&self, prompt: &Prompt<'_>) -> &[ReasoningEffort] {
         self.text.efforts(&words(prompt))
     }
