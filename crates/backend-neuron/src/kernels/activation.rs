@@ -84,7 +84,7 @@ kernel! {
 }
 
 kernel! {
-    /// `gate[i] = g / (1 + e^(-alpha g)) * (u + 1)` for g = gate[i], at most `limit`, and u = up[i], at most `limit` in size: gpt-oss.
+    /// `gate[i] = g / (1 + e^(-alpha g)) * (u + 1)` for g = `gate[i]`, at most `limit`, and u = `up[i]`, at most `limit` in size: gpt-oss.
     pub fn clamped_swiglu(gate: &mut [f32], up: &[f32], alpha: f32, limit: f32) {
         for (gate, up) in gate.iter_mut().zip(up) {
             let g = if *gate > limit { limit } else { *gate };
