@@ -94,7 +94,7 @@ fn compare(name: &str, model: &Model, pairs: usize) {
         single_call: false,
         constraint: Some(&constraint),
     };
-    let mut guide = || guides.guide(&language, &Prompt::default(), rules, &[], "").unwrap();
+    let guide = || guides.guide(&language, &Prompt::default(), rules, &[], "").unwrap();
     let mut id = 0;
     let mut time = |guide| {
         id += 1;

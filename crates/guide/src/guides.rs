@@ -11,11 +11,11 @@ use llguidance::earley::SlicedBiasComputer;
 use llguidance::{ParserFactory, TokenParser, panic_utils};
 use toktrie::InferenceCapabilities;
 
-use crate::grammar::grammar;
+use crate::grammar::{Part, grammar};
 use crate::guide::Guide;
 use crate::{GuideError, Spec, Vocabulary};
 
-/// Grammars that stay compiled.
+/// Grammars that stay compiled, or known as ones that cannot be.
 const COMPILED_MAX: usize = 64;
 /// Symbols of one grammar.
 const GRAMMAR_SIZE_MAX: usize = 50_000;
@@ -45,10 +45,23 @@ struct Compiled {
 struct Entry {
     key: blake3::Hash,
     used: u64,
+    outcome: Result<Made, GuideError>,
+}
+
+/// A grammar that was compiled.
+#[derive(Clone)]
+struct Made {
     /// Whose lexer the guides share.
     shared: TokenParser,
     /// The same with a lexer that nothing used.
     cold: Arc<TokenParser>,
+}
+
+/// A grammar of llguidance on its way, with the schemas that it is made of.
+struct Source {
+    key: blake3::Hash,
+    grammar: TopLevelGrammar,
+    parts: Vec<Part>,
 }
 
 impl Guides {
@@ -68,21 +81,38 @@ impl Guides {
         Self { vocabulary, factory, compiled: Mutex::default() }
     }
 
-    /// A guide at its beginning.
+    /// A guide at its beginning. What was compiled or refused before is found.
     ///
     /// # Errors
     /// [`GuideError::Schema`] and [`GuideError::Tool`] with the place in a schema that cannot be held to, [`GuideError::Form`] for any other
     /// constraint, [`GuideError::Unsayable`] when no token may come first.
     pub fn begin(&self, spec: &Spec) -> Result<Guide, GuideError> {
+        let source = self.source(spec)?;
+        let key = source.key;
+        let found = self.compiled().get(&key);
+        let outcome = found.unwrap_or_else(|| {
+            let outcome = self.compile(spec, source);
+            self.compiled().put(key, outcome.clone());
+            outcome
+        });
+        outcome.map(|made| Guide::new(made.shared, made.cold, self.vocabulary.clone()))
+    }
+
+    /// Whether [`Guides::begin`] would compile nothing, so that it takes no longer than reading the spec.
+    pub fn is_known(&self, spec: &Spec) -> bool {
+        self.source(spec).map_or(true, |source| self.compiled().entries.iter().any(|entry| entry.key == source.key))
+    }
+
+    fn source(&self, spec: &Spec) -> Result<Source, GuideError> {
         let (grammar, parts) = grammar(spec, &self.vocabulary)?;
-        let source = serde_json::to_vec(&grammar).map_err(|error| GuideError::Form(error.to_string()))?;
-        let key = blake3::hash(&source);
-        if let Some((shared, cold)) = self.compiled().get(&key) {
-            return Ok(Guide::new(shared, cold, self.vocabulary.clone()));
-        }
-        let parser = self.parser(grammar).map_err(|problem| {
+        let text = serde_json::to_vec(&grammar).map_err(|error| GuideError::Form(error.to_string()))?;
+        Ok(Source { key: blake3::hash(&text), grammar, parts })
+    }
+
+    fn compile(&self, spec: &Spec, source: Source) -> Result<Made, GuideError> {
+        let shared = self.parser(source.grammar).map_err(|problem| {
             let refused = |schema| self.parser(TopLevelGrammar::from_json_schema(schema)).err();
-            let wrong = parts.iter().find_map(|part| Some((part, refused(part.schema.whole())?)));
+            let wrong = source.parts.iter().find_map(|part| Some((part, refused(part.schema.whole())?)));
             match wrong {
                 Some((part, problem)) => {
                     let error = part.schema.locate(refused, problem);
@@ -91,15 +121,14 @@ impl Guides {
                 None => GuideError::Form(problem),
             }
         })?;
-        let cold = Arc::new(parser.deep_clone());
-        let mut guide = Guide::new(parser.clone(), Arc::clone(&cold), self.vocabulary.clone());
+        let made = Made { cold: Arc::new(shared.deep_clone()), shared };
+        let mut guide = Guide::new(made.shared.clone(), Arc::clone(&made.cold), self.vocabulary.clone());
         guide.mask().map_err(|_| GuideError::Unsayable)?;
         if spec.answer.is_some() && spec.calls.is_some() {
             // A call could be said in its place; an answer has to be possible all the same.
             self.begin(&Spec { answer: spec.answer.clone(), ..Spec::default() })?;
         }
-        self.compiled().put(key, parser, cold);
-        Ok(guide)
+        Ok(made)
     }
 
     fn parser(&self, grammar: TopLevelGrammar) -> Result<TokenParser, String> {
@@ -124,26 +153,28 @@ impl std::fmt::Debug for Guides {
 }
 
 impl Compiled {
-    fn get(&mut self, key: &blake3::Hash) -> Option<(TokenParser, Arc<TokenParser>)> {
+    fn get(&mut self, key: &blake3::Hash) -> Option<Result<Made, GuideError>> {
         self.clock += 1;
         // All of them: what one generation filled is not kept until its grammar is asked for again.
-        self.entries.iter_mut().for_each(Entry::renew);
+        self.entries.iter_mut().flat_map(|entry| &mut entry.outcome).for_each(Made::renew);
         let entry = self.entries.iter_mut().find(|entry| entry.key == *key)?;
         entry.used = self.clock;
-        Some((entry.shared.clone(), Arc::clone(&entry.cold)))
+        Some(entry.outcome.clone())
     }
 
-    fn put(&mut self, key: blake3::Hash, shared: TokenParser, cold: Arc<TokenParser>) {
+    fn put(&mut self, key: blake3::Hash, outcome: Result<Made, GuideError>) {
+        // Another thread may have been as quick.
+        self.entries.retain(|entry| entry.key != key);
         if self.entries.len() >= COMPILED_MAX
             && let Some(oldest) = (0..self.entries.len()).min_by_key(|&at| self.entries[at].used)
         {
             self.entries.swap_remove(oldest);
         }
-        self.entries.push(Entry { key, used: self.clock, shared, cold });
+        self.entries.push(Entry { key, used: self.clock, outcome });
     }
 }
 
-impl Entry {
+impl Made {
     /// Begins another lexer in the place of one that failed or grew large. Guides on their way keep theirs.
     fn renew(&mut self) {
         let stats = || Ok(self.shared.parser.lexer_stats());
@@ -195,6 +226,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_compiled_or_refused_is_known() {
+        let guides = guides();
+        let refused = Spec { answer: Some(Constraint::Regex("(".to_owned())), ..Spec::default() };
+        assert!(!guides.is_known(&names()) && !guides.is_known(&refused));
+        let failed = guides.begin(&refused).unwrap_err();
+        guides.begin(&names()).unwrap();
+        assert!(guides.is_known(&names()) && guides.is_known(&refused));
+        assert_eq!(guides.begin(&refused).unwrap_err(), failed);
+        assert_eq!(guides.compiled().entries.len(), 2);
+        // What is refused as it is read needs no compiling.
+        assert!(guides.is_known(&Spec { answer: Some(Constraint::Choice(Vec::new())), ..Spec::default() }));
+    }
+
+    #[test]
     fn a_lexer_that_others_used_says_what_a_fresh_one_says() {
         let texts = [r#"[{"name": "Ada"}]"#, r#"[{"name":"\\n é"}, {"name": ""}]"#, "[]"];
         let shared = guides();
@@ -214,7 +259,7 @@ mod tests {
         let mut guide = guides.begin(&names()).unwrap();
         masks(guide.clone(), before);
         before.bytes().for_each(|id| guide.accept(id.into()).unwrap());
-        let lexer = |guides: &Guides| guides.compiled().entries[0].shared.parser.clone();
+        let lexer = |guides: &Guides| guides.compiled().entries[0].outcome.as_ref().unwrap().shared.parser.clone();
         let broken = panic_utils::catch_unwind(AssertUnwindSafe(|| lexer(&guides).test_trigger_lexer_error()));
         assert!(broken.is_err());
         assert_eq!(masks(guide, after), expected[before.len()..]);
@@ -230,7 +275,9 @@ mod tests {
             let schema = format!(r#"{{"type": "string", "minLength": {n}}}"#);
             Spec { answer: Some(Constraint::JsonSchema(schema)), ..Spec::default() }
         };
-        let states = |guides: &Guides| guides.compiled().entries[0].shared.parser.lexer_stats().num_states;
+        let states = |guides: &Guides| {
+            guides.compiled().entries[0].outcome.as_ref().unwrap().shared.parser.lexer_stats().num_states
+        };
         let text = format!("\"{}", "a".repeat(SHARED_STATES_MAX + 100));
         let mut guide = guides.begin(&counted(100_000)).unwrap();
         text.bytes().for_each(|id| guide.accept(id.into()).unwrap());

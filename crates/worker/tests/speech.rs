@@ -156,7 +156,7 @@ fn hermes_calls_after_thoughts(speaker: &Speaker) {
             (speaker.thinks_then(&says(&format!("Well. {}", call("look", "{}")))), answer),
         ]
     };
-    check_calls(&speaker, &cases);
+    check_calls(speaker, &cases);
 }
 
 #[test]
