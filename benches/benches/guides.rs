@@ -1,12 +1,15 @@
 //! What holding a generation to a form costs: its mask and the taking of its token, and beside the step of a device.
 //!
 //! `cargo bench -p holdfast-benches --bench guides`; figures are tokens per second, each with its mask computed. Its limit: the part of
-//! the vocabulary that the form neither allows nor forbids as a whole is walked. The steps are those of one sequence; the
-//! ratio of `guided` to `free` is what to quote. Goals: 15% on the micro model, 2% on the shape llama-0.3b (made in a
-//! temporary directory, under `cargo bench` only). Deliberately not here: what the worker adds.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a benchmark")]
+//! the vocabulary that the form neither allows nor forbids as a whole is walked. Steps are compared by runs of one sequence, free
+//! and guided in turns; the last lines say by how much a token costs more. Goals: 15% on the micro model, 2% on the shape llama-0.3b
+//! (made in a temporary directory, under `cargo bench` only; a filter of `none` leaves these lines alone). Deliberately not here:
+//! what the worker adds.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, reason = "a benchmark")]
 
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use std::time::Instant;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use holdfast_backend_neuron::{NeuronDevice, NeuronSettings};
 use holdfast_engine::{Command, Effect, Engine, EngineConfig, Run, RunId, SampleRequest, TokenGuide};
 use holdfast_guide::{
@@ -64,19 +67,21 @@ fn masks(c: &mut Criterion) {
     }
 }
 
-fn steps(c: &mut Criterion) {
+fn steps(_: &mut Criterion) {
     let micro = MicroShape { context_limit: 512, ..MicroShape::default() }.build().unwrap();
-    step(c, "micro", &micro);
     // A test run of the benchmarks makes no model of a gigabyte.
-    if std::env::args().any(|argument| argument == "--bench") {
+    let measures = std::env::args().any(|argument| argument == "--bench");
+    compare("micro", &micro, if measures { 1_000 } else { 1 });
+    if measures {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("llama-0.3b.gguf");
         make(Shape::named("llama-0.3b").unwrap(), Format::GgufQ8_0, 0, &path, &mut |_, _| {}).unwrap();
-        step(c, "llama-0.3b", &Model::load(&ModelSource::File(path)).unwrap());
+        compare("llama-0.3b", &Model::load(&ModelSource::File(path)).unwrap(), 8);
     }
 }
 
-fn step(c: &mut Criterion, name: &str, model: &Model) {
+/// Runs of one sequence, free and guided in turns, so that what else the machine does meets both.
+fn compare(name: &str, model: &Model, pairs: usize) {
     let settings = NeuronSettings { context: Some(512), ..NeuronSettings::default() };
     let device = NeuronDevice::new(model.config(), model.weights(), &settings).unwrap();
     let mut engine = Engine::new(Box::new(device), EngineConfig::default());
@@ -89,22 +94,28 @@ fn step(c: &mut Criterion, name: &str, model: &Model) {
         single_call: false,
         constraint: Some(&constraint),
     };
-    let mut group = c.benchmark_group(format!("a step of one sequence on {name}"));
-    group.throughput(Throughput::Elements(TOKENS as u64)).sample_size(20);
+    let guide = || guides.guide(&language, &Prompt::default(), rules, &[], "").unwrap();
     let mut id = 0;
-    for guided in [false, true] {
-        group.bench_function(BenchmarkId::from_parameter(if guided { "guided" } else { "free" }), |b| {
-            b.iter_batched(
-                || if guided { guides.guide(&language, &Prompt::default(), rules, &[], "").unwrap() } else { None },
-                |guide| {
-                    id += 1;
-                    run(&mut engine, id, guide)
-                },
-                BatchSize::PerIteration,
-            );
-        });
-    }
-    group.finish();
+    let mut time = |guide| {
+        id += 1;
+        #[expect(clippy::disallowed_methods, reason = "a benchmark measures")]
+        let begun = Instant::now();
+        run(&mut engine, id, guide);
+        begun.elapsed().as_secs_f64() * 1e6 / TOKENS as f64
+    };
+    let cold = time(guide());
+    let (mut free, mut guided): (Vec<f64>, Vec<f64>) = (0..pairs).map(|_| (time(None), time(guide()))).unzip();
+    let (free, guided) = (median(&mut free), median(&mut guided));
+    println!(
+        "a token of one sequence on {name}: {free:.1} us free, {guided:.1} us guided ({:+.1}%), medians of {pairs} runs of \
+         {TOKENS} tokens; {cold:.1} us in the first run of the grammar",
+        (guided / free - 1.0) * 100.0
+    );
+}
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_unstable_by(f64::total_cmp);
+    times[times.len() / 2]
 }
 
 /// One run from its command to its end.

@@ -114,12 +114,10 @@ impl Rules {
             thinking => {
                 let speech = match &spec.calls {
                     None => "@answer".to_owned(),
-                    Some(calls) => self.speech(calls, has_answer, vocabulary)?,
+                    Some(calls) => self.speech(calls, thinking.as_ref(), has_answer, vocabulary)?,
                 };
-                // Free text holds its thoughts as it holds all else.
-                let is_free = !has_answer && spec.calls.as_ref().is_none_or(|calls| calls.need == Need::Optional);
                 match thinking {
-                    Some(Thinking::Enclosed { open, close, begun }) if !is_free => {
+                    Some(Thinking::Enclosed { open, close, begun }) => {
                         self.thought(open, close, *begun);
                         format!("thought{} SPACE? ({speech})", if *begun { "" } else { "?" })
                     }
@@ -132,7 +130,13 @@ impl Rules {
     }
 
     /// An answer or calls, where nothing comes before them.
-    fn speech(&mut self, calls: &Calls, has_answer: bool, vocabulary: &Vocabulary) -> Result<String, GuideError> {
+    fn speech(
+        &mut self,
+        calls: &Calls,
+        thinking: Option<&Thinking>,
+        has_answer: bool,
+        vocabulary: &Vocabulary,
+    ) -> Result<String, GuideError> {
         let may_call = !calls.tools.is_empty();
         // Whether calls may begin the answer without being opened.
         let bare = calls.spelling.layout == CallLayout::Objects;
@@ -144,7 +148,7 @@ impl Rules {
         Ok(match (calls.need, has_answer) {
             (_, true) if !may_call => "@answer".to_owned(),
             (_, false) if !may_call => {
-                self.free(calls, vocabulary);
+                self.free(calls, thinking, vocabulary);
                 "free".to_owned()
             }
             (Need::Required, _) if bare => format!("calls | {opened}"),
@@ -152,7 +156,7 @@ impl Rules {
             (Need::Optional, true) if bare => format!("@answer | calls | {opened}"),
             (Need::Optional, true) => format!("@answer | {opened}"),
             (Need::Optional, false) => {
-                self.free(calls, vocabulary);
+                self.free(calls, thinking, vocabulary);
                 let bare = if bare { "calls | " } else { "" };
                 match calls.spelling.open.token {
                     Some(_) => format!("{bare}free | free {opened}"),
@@ -162,9 +166,17 @@ impl Rules {
         })
     }
 
-    /// Thoughts between marks.
+    /// Thoughts between marks, where text that opens a call opens none.
     fn thought(&mut self, open: &Spelt, close: &Spelt, begun: bool) {
-        let open = if begun { String::new() } else { format!("{} ", spelt(open)) };
+        let open = match open.token {
+            _ if begun => "",
+            Some(token) => &format!("SPACE? <[{token}]> "),
+            // One lexeme with the space, as free text is: the longer of two wins.
+            None => {
+                self.rule(&format!(r"THINK: /[ \t\r\n]{{0,16}}/ {}", literal(&open.text)));
+                "THINK "
+            }
+        };
         match close.token {
             Some(token) => self.rule(&format!("thought: {open}ANY? <[{token}]>")),
             None => {
@@ -195,15 +207,22 @@ impl Rules {
         .to_owned())
     }
 
-    /// Text that opens no call, and text up to the opening of one.
-    fn free(&mut self, calls: &Calls, vocabulary: &Vocabulary) {
+    /// Text that opens no call, and text up to the opening of one. Neither begins with a thought, which is a rule of its own.
+    fn free(&mut self, calls: &Calls, thinking: Option<&Thinking>, vocabulary: &Vocabulary) {
         let CallSpelling { open, close, layout, body } = &calls.spelling;
         let mark = match body {
             CallBody::Named { mark } => mark.token,
             CallBody::Object { .. } => None,
         };
-        let marks: Vec<_> =
-            [open.token, close.as_ref().and_then(|close| close.token), mark].into_iter().flatten().collect();
+        let think = match thinking {
+            Some(Thinking::Enclosed { open, .. }) => Some(open),
+            _ => None,
+        };
+        let think_token = think.and_then(|think| think.token);
+        let marks: Vec<_> = [open.token, close.as_ref().and_then(|close| close.token), mark, think_token]
+            .into_iter()
+            .flatten()
+            .collect();
         self.rule(&format!("OPENS: ANY {} ANY", literal(&open.text)));
         // An object at the start might be a call: where calls may be made it is one, else it is any that does not begin like one.
         let head = match (layout, body) {
@@ -214,6 +233,13 @@ impl Rules {
             }
             (CallLayout::Objects, _) => r" & ~/[ \t\r\n]*\{(?s:.*)/",
             _ => "",
+        };
+        let head = match think.filter(|think| think.token.is_none()) {
+            Some(think) => {
+                self.rule(&format!(r"THINKS: /[ \t\r\n]{{0,16}}/ {} ANY", literal(&think.text)));
+                &format!("{head} & ~THINKS")
+            }
+            None => head,
         };
         self.rule(&format!("TEXT: /(?s:.+)/ & ~OPENS{head}"));
         let other = vocabulary.control_ranges(&marks);

@@ -2,8 +2,12 @@
 //!
 //! In: the tokens that were sampled, in order. Out: before each, which ones may be. A guide keeps nothing but what follows from its
 //! spec and these tokens, so one that was lost is had again by replaying them. Deliberately not here: what it was compiled from.
+//!
+//! The lexer's automaton is built as it is walked, which costs far more than walking it; so the guides of one grammar share it. What
+//! it says is the same whoever built it. What it may cost is each guide's own: one whose shared lexer fails goes on with its own.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
 use holdfast_types::{TokenId, TokenMask};
 use llguidance::api::StopReason;
@@ -15,12 +19,17 @@ use crate::{GuideError, Vocabulary};
 /// Says which tokens may come next. A clone goes its own way from here.
 pub struct Guide {
     parser: TokenParser,
+    /// Where a lexer of its own begins, while it shares one.
+    cold: Option<Arc<TokenParser>>,
+    /// What it took, in order.
+    said: Vec<TokenId>,
     vocabulary: Vocabulary,
 }
 
 impl Guide {
-    pub(crate) fn new(parser: TokenParser, vocabulary: Vocabulary) -> Self {
-        Self { parser, vocabulary }
+    /// A guide at its beginning that shares the lexer of `parser`; `cold` is at the same place with one that nothing uses.
+    pub(crate) fn new(parser: TokenParser, cold: Arc<TokenParser>, vocabulary: Vocabulary) -> Self {
+        Self { parser, cold: Some(cold), said: Vec::new(), vocabulary }
     }
 
     /// The tokens that may come next, at least one. Those that end a generation may exactly where what was said is whole; where nothing
@@ -67,10 +76,9 @@ impl Guide {
         if self.vocabulary.stop_tokens.contains(&token) {
             return Ok(());
         }
-        self.guarded(|parser| {
-            parser.consume_token(token)?;
-            parser.check_stop().map(drop)
-        })
+        self.guarded(|parser| take(parser, token))?;
+        self.said.push(token);
+        Ok(())
     }
 
     /// Takes tokens that were sampled before.
@@ -93,23 +101,48 @@ impl Guide {
         Ok(())
     }
 
-    /// A panic of the parser is an error of this guide.
-    fn guarded<T>(&mut self, work: impl FnOnce(&mut TokenParser) -> anyhow::Result<T>) -> Result<T, GuideError> {
-        let parser = &mut self.parser;
-        panic_utils::catch_unwind(AssertUnwindSafe(|| work(parser)))
-            .map_err(|error| GuideError::TooComplex(first_lines(&error.to_string())))
+    /// A panic of the parser is an error of this guide. One under a shared lexer may be the doing of others, who filled it or broke
+    /// it, and is nobody's: the work is done again on a lexer of this guide's own.
+    fn guarded<T>(&mut self, work: impl Fn(&mut TokenParser) -> anyhow::Result<T>) -> Result<T, GuideError> {
+        match (attempt(&mut self.parser, &work), self.cold.take()) {
+            (Err(_), Some(cold)) => {
+                self.parser = cold.deep_clone();
+                let said = &self.said;
+                attempt(&mut self.parser, |parser| said.iter().try_for_each(|&token| take(parser, token)))
+                    .and_then(|()| attempt(&mut self.parser, &work))
+            }
+            (outcome, cold) => {
+                self.cold = cold;
+                outcome
+            }
+        }
     }
+}
+
+/// What a failed lexer says is not to be trusted, so that it is an error whatever the work came to.
+fn attempt<T>(parser: &mut TokenParser, work: impl Fn(&mut TokenParser) -> anyhow::Result<T>) -> Result<T, GuideError> {
+    let checked = || {
+        let done = work(parser)?;
+        parser.parser.get_error().map_or(Ok(done), |error| Err(anyhow::anyhow!(error.message())))
+    };
+    panic_utils::catch_unwind(AssertUnwindSafe(checked))
+        .map_err(|error| GuideError::TooComplex(first_lines(&error.to_string())))
+}
+
+fn take(parser: &mut TokenParser, token: TokenId) -> anyhow::Result<()> {
+    parser.consume_token(token)?;
+    parser.check_stop().map(drop)
 }
 
 impl Clone for Guide {
     fn clone(&self) -> Self {
-        // The parser's own clones share a lexer, and with it their bounds and their failures.
-        Self { parser: self.parser.deep_clone(), vocabulary: self.vocabulary.clone() }
+        let parser = if self.cold.is_some() { self.parser.clone() } else { self.parser.deep_clone() };
+        Self { parser, cold: self.cold.clone(), said: self.said.clone(), vocabulary: self.vocabulary.clone() }
     }
 }
 
 impl std::fmt::Debug for Guide {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Guide").field("tokens", &self.parser.num_tokens()).finish_non_exhaustive()
+        f.debug_struct("Guide").field("tokens", &self.said.len()).finish_non_exhaustive()
     }
 }

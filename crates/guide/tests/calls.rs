@@ -216,6 +216,23 @@ fn a_model_that_thinks_does_so_before_it_is_held_to_a_form() {
         let call = "<tool_call>{\"name\": \"stop\", \"arguments\": {}}</tool_call>".to_owned();
         let must = Spec { thinking: thinking(true), ..of(hermes(), Need::Required) };
         check(&guides, &must, &[(format!("Well{closed}\n{call}"), Said::Whole), (format!("Well{closed}So"), NO)]);
+        // A thought may mention a call; what follows it is held to as what no thought precedes.
+        let mention = format!("So <tool_call> it is.{closed}\n\n");
+        let free = |begun| Spec { thinking: thinking(begun), ..of(hermes(), Need::Optional) };
+        let cases = [
+            (format!("{opened}{mention}Well."), Said::Whole),
+            (format!("\n{opened}{mention}{call}"), Said::Whole),
+            (format!("{opened}{mention}Well. {call}"), Said::Whole),
+            (format!("{opened}{mention}"), Said::Whole),
+            (format!("{opened}So"), Said::Part),
+            (format!("{opened}{mention}<tool_call>So"), NO),
+            ("Well <thin".to_owned(), Said::Whole),
+            (format!("Well. {call}"), Said::Whole),
+            ("<tool_call>So".to_owned(), NO),
+        ];
+        check(&guides, &free(false), &cases);
+        let cases = [(format!("{mention}{call}"), Said::Whole), (format!("{mention}<tool_call>So"), NO)];
+        check(&guides, &free(true), &cases);
     }
 }
 

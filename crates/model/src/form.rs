@@ -1,14 +1,12 @@
 //! How a model writes tool calls, as data.
 //!
 //! In: a row of the table here, or a model's own `tool_call_form.json`; later the text of a sampled call. Out:
-//! [`ToolCallForm`], [`ParsedCall`], and the tokens that force a call. Deliberately not here: watching sampled text for calls;
-//! that is a fold of the worker's; nor how reasoning is marked ([`crate::ReasoningForm`]).
+//! [`ToolCallForm`] and [`ParsedCall`]. Deliberately not here: watching sampled text for calls; that is a fold of the worker's; nor
+//! how reasoning is marked ([`crate::ReasoningForm`]).
 
 use holdfast_types::TokenId;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
-
-use crate::ModelText;
 
 /// How a model writes a tool call: `open`, a JSON object with a name and arguments, `close`; several as `layout` says.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -29,8 +27,6 @@ pub struct ToolCallForm {
     pub name_key: String,
     /// Key of the arguments.
     pub arguments_key: String,
-    /// What the model writes between `open` and the name, when a call of one tool is forced.
-    pub before_name: String,
     /// What it writes between the name and the arguments.
     pub after_name: String,
     /// How several calls follow each other.
@@ -97,7 +93,6 @@ struct FormRow {
     open: &'static str,
     close: Option<&'static str>,
     arguments_key: &'static str,
-    before_name: &'static str,
     after_name: &'static str,
     layout: CallLayout,
 }
@@ -120,7 +115,6 @@ const FORMS: &[FormRow] = &[
         open: "<|channel|>commentary to=functions.",
         close: Some("<|call|>"),
         arguments_key: "arguments",
-        before_name: "",
         after_name: " <|constrain|>json<|message|>",
         layout: CallLayout::Channels,
     },
@@ -130,7 +124,6 @@ const FORMS: &[FormRow] = &[
         open: "<tool_call>",
         close: Some("</tool_call>"),
         arguments_key: "arguments",
-        before_name: "\n{\"name\": \"",
         after_name: "\", \"arguments\": ",
         layout: CallLayout::Enclosed,
     },
@@ -140,27 +133,15 @@ const FORMS: &[FormRow] = &[
         open: "[TOOL_CALLS]",
         close: None,
         arguments_key: "arguments",
-        before_name: "",
         after_name: ARGS,
         layout: CallLayout::Array,
     },
-    // Mistral 7B v0.3, whose tokenizer has a space before the array.
-    FormRow {
-        template_says: "[TOOL_CALLS] [",
-        open: "[TOOL_CALLS]",
-        close: None,
-        arguments_key: "arguments",
-        before_name: " [{\"name\": \"",
-        after_name: "\", \"arguments\": ",
-        layout: CallLayout::Array,
-    },
-    // Mistral NeMo and its time.
+    // Mistral before it: 7B v0.3, NeMo.
     FormRow {
         template_says: "[TOOL_CALLS]",
         open: "[TOOL_CALLS]",
         close: None,
         arguments_key: "arguments",
-        before_name: "[{\"name\": \"",
         after_name: "\", \"arguments\": ",
         layout: CallLayout::Array,
     },
@@ -170,7 +151,6 @@ const FORMS: &[FormRow] = &[
         open: "<|python_tag|>",
         close: None,
         arguments_key: "parameters",
-        before_name: "{\"name\": \"",
         after_name: "\", \"parameters\": ",
         layout: CallLayout::Objects,
     },
@@ -186,7 +166,6 @@ impl ToolCallForm {
             close_token: None,
             name_key: "name".to_owned(),
             arguments_key: row.arguments_key.to_owned(),
-            before_name: row.before_name.to_owned(),
             after_name: row.after_name.to_owned(),
             layout: row.layout,
             // Read whichever of its two ways Mistral's template has: a model knows both.
@@ -268,56 +247,6 @@ impl ToolCallForm {
             arguments: arguments.unwrap_or_else(|| body.trim().to_owned()),
             parse_error,
         }
-    }
-
-    /// Tokens after the generation prompt that force a call: of any tool, or of the one named (then the name is spelt out, and
-    /// the model goes on with what follows it).
-    pub fn forced_prefix(&self, text: &ModelText, name: Option<&str>) -> Vec<TokenId> {
-        if self.layout == CallLayout::Channels {
-            // The mark of the name belongs to the token that begins it.
-            let spelt = match name {
-                None => self.open.trim_end_matches('.').to_owned(),
-                Some(name) => format!("{}{name}{}", self.open, self.after_name),
-            };
-            return text.encode_control(&spelt);
-        }
-        let objects = self.layout == CallLayout::Objects;
-        // Where an answer may begin with an object of a known tool, that is how the model was taught to call it; only a
-        // call of whichever tool is opened, so that it is a call whatever name follows.
-        let mut ids = match (objects, self.open_token, name) {
-            (false, ..) => text.encode_control(&self.open),
-            (true, Some(token), None) => vec![token],
-            (true, ..) => Vec::new(),
-        };
-        let Some(name) = name else {
-            if objects {
-                ids.extend(text.encode(&self.before_name));
-            }
-            return ids;
-        };
-        if self.arguments_mark.as_ref() == Some(&self.after_name) {
-            ids.extend(text.encode(&format!("{}{name}", self.before_name)));
-            ids.extend(text.encode_control(&self.after_name));
-            return ids;
-        }
-        // The model would have merged the end of the prefix with what it writes next: only tokens that lie inside of the prefix
-        // when an object follows are forced, so that it is not pushed off its own spelling.
-        let quoted = serde_json::Value::from(name).to_string();
-        let needed = format!("{}{}", self.before_name, &quoted[1..]);
-        let prefix = format!("{}{}{}", self.before_name, &quoted[1..quoted.len() - 1], self.after_name);
-        let spelt = text.encode(&format!("{prefix}{{\""));
-        let mut bytes = 0;
-        let inside = spelt.iter().take_while(|id| {
-            bytes += text.token_bytes(**id).len();
-            bytes <= prefix.len()
-        });
-        let inside: Vec<_> = inside.copied().collect();
-        let covered: usize = inside.iter().map(|id| text.token_bytes(*id).len()).sum();
-        match covered >= needed.len() {
-            true => ids.extend(inside),
-            false => ids.extend(text.encode(&prefix)),
-        }
-        ids
     }
 }
 
@@ -428,15 +357,16 @@ mod tests {
     #[test]
     fn a_template_tells_its_form() {
         let open =
-            |source: &str| ToolCallForm::of_template(source).map(|form| (form.open, form.before_name, form.layout));
-        let row = |open: &str, before: &str, layout| Some((open.to_owned(), before.to_owned(), layout));
-        assert_eq!(open("'<tool_call>\\n'"), row("<tool_call>", "\n{\"name\": \"", CallLayout::Enclosed));
-        assert_eq!(open("\"[TOOL_CALLS] [\""), row("[TOOL_CALLS]", " [{\"name\": \"", CallLayout::Array));
-        assert_eq!(open("\"[TOOL_CALLS][\""), row("[TOOL_CALLS]", "[{\"name\": \"", CallLayout::Array));
-        assert_eq!(open("'[TOOL_CALLS]' + name + '[ARGS]'"), row("[TOOL_CALLS]", "", CallLayout::Array));
+            |source: &str| ToolCallForm::of_template(source).map(|form| (form.open, form.after_name, form.layout));
+        let row = |open: &str, after: &str, layout| Some((open.to_owned(), after.to_owned(), layout));
+        let key = |key: &str| format!("\", \"{key}\": ");
+        assert_eq!(open("'<tool_call>\\n'"), row("<tool_call>", &key("arguments"), CallLayout::Enclosed));
+        assert_eq!(open("\"[TOOL_CALLS] [\""), row("[TOOL_CALLS]", &key("arguments"), CallLayout::Array));
+        assert_eq!(open("\"[TOOL_CALLS][\""), row("[TOOL_CALLS]", &key("arguments"), CallLayout::Array));
+        assert_eq!(open("'[TOOL_CALLS]' + name + '[ARGS]'"), row("[TOOL_CALLS]", ARGS, CallLayout::Array));
         assert_eq!(
             open("<|start_header_id|>ipython<|end_header_id|>"),
-            row("<|python_tag|>", "{\"name\": \"", CallLayout::Objects)
+            row("<|python_tag|>", &key("parameters"), CallLayout::Objects)
         );
         assert_eq!(open("<|im_start|>"), None);
     }
@@ -495,7 +425,7 @@ mod tests {
     fn a_file_may_say_the_layout_and_the_marks() {
         let file = |more: &str| {
             ToolCallForm::parse_file(&format!(
-                "{{\"open\": \"[\", \"name_key\": \"n\", \"arguments_key\": \"a\", \"before_name\": \"\", \"after_name\": \"\"{more}}}"
+                "{{\"open\": \"[\", \"name_key\": \"n\", \"arguments_key\": \"a\", \"after_name\": \"\"{more}}}"
             ))
         };
         let layouts = ["", ", \"layout\": \"objects\"", ", \"layout\": \"array\", \"arguments_mark\": \"@\""];

@@ -10,7 +10,6 @@ use holdfast_types::{Item, ItemContent, ReasoningEffort, Role, TokenId, Tool};
 use serde_json::Value;
 
 use crate::messages::{self, Speaks};
-use crate::reasoning::ReasoningForm;
 use crate::stability::Facts;
 use crate::synthetic::{Ending, Length, SHORTEST, Shape};
 use crate::template::{DEFAULT, Rendering};
@@ -148,14 +147,6 @@ impl ModelText {
     /// Whether reasoning is open after the generation prompt of a session: the template begins it itself.
     pub fn opens_reasoning(&self, prompt: &Prompt<'_>) -> bool {
         self.facts_for(prompt).is_some_and(|facts| facts.opens_reasoning.contains(&prompt.effort))
-    }
-
-    /// Tokens that end reasoning which the generation prompt has opened.
-    pub fn reasoning_end(&self) -> Vec<TokenId> {
-        match &self.reasoning {
-            Some(ReasoningForm::Enclosed { close, .. }) => self.encode_control(&format!("\n{close}\n\n")),
-            _ => Vec::new(),
-        }
     }
 
     /// The efforts that the template of a session can be told of, rising. One that only switches thinking on and off takes every

@@ -205,11 +205,6 @@ impl ModelText {
         self.encoder.plain(text)
     }
 
-    /// Text of ours, such as a form's opening, in which control literals are control tokens.
-    pub(crate) fn encode_control(&self, text: &str) -> Vec<TokenId> {
-        self.encoder.rendered(text, None, false)
-    }
-
     /// The exact bytes of a token; empty for special tokens and for ids without a token.
     pub fn token_bytes(&self, id: TokenId) -> &[u8] {
         self.bytes.get(id)

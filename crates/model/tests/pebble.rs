@@ -169,24 +169,6 @@ fn a_newcomers_first_ten_turns() {
 }
 
 #[test]
-fn a_forced_prefix_leaves_the_model_on_its_own_spelling() {
-    let text = pebble().text();
-    let tools = [tool("order_status", &["order_id"]), tool("get_weather", &["city"])];
-    let prompt = Prompt { instructions: INSTRUCTIONS, tools: &tools, date: "2026-11-20", ..Prompt::default() };
-    let question = [Item::message(Role::User, "Where is order 7731?")];
-    let mut log = text.render(&prompt, LogEnd::Start, &question, Next::Generate).unwrap();
-    let reference = Reference::new(pebble()).unwrap();
-    let free = generate(&reference, &log);
-    let form = text.tool_form().unwrap();
-    assert!(free.starts_with(&form.forced_prefix(text, None)));
-    let forced = form.forced_prefix(text, Some("order_status"));
-    assert!(free.starts_with(&forced), "{} against {}", text_of(&forced), text_of(&free));
-    assert!(text_of(&forced).starts_with("<tool_call>\n{\"name\": \"order_status"));
-    log.extend(&forced);
-    assert_eq!([forced, generate(&reference, &log)].concat(), free);
-}
-
-#[test]
 fn an_early_end_is_closed_as_the_template_would() {
     let text = pebble().text();
     let newline = text.encode("\n");

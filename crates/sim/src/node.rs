@@ -219,6 +219,10 @@ impl Node {
                 let future = self.journal.append(batch);
                 self.appends.push_back(Handed { ticket, session, future, done: None });
             }
+            Effect::Compile { ticket, work } => {
+                work.run();
+                self.inbox.push(Input::Compiled { ticket });
+            }
             Effect::Engine { command, .. } => self.commands.push(command),
             Effect::Load { tenant, session, count } => self.loads.push_back((tenant, session, count)),
             Effect::Attention { before_us } => self.attentions.push_back(before_us),

@@ -3,6 +3,8 @@
 //! In: a turn's rules, the session's tools, how the model writes calls. Out: a [`Spec`] or nothing where all is free, and the guide of
 //! a run, which stands behind what its generation has said so far. Deliberately not here: grammars and masks (the guide crate's).
 
+use std::sync::Arc;
+
 use holdfast_engine::TokenGuide;
 use holdfast_guide::{
     CallBody, CallLayout as SpokenLayout, CallSpelling, CallableTool, Calls, Guide, GuideError, Guides, Need, Spec,
@@ -30,16 +32,23 @@ impl<'a> Rules<'a> {
     /// Those of a turn's generation. A call that is required is required of the turn's first generation, and not of what continues
     /// an earlier turn: after results, the model may answer in words.
     pub fn of(request: &'a TurnRequest, generation: u32) -> Self {
-        let first = generation == 0 && !request.continue_last;
-        Self {
+        let rules = Self {
             allowed_tools: request.allowed_tools.as_deref(),
-            tool_choice: match &request.tool_choice {
-                ToolChoice::Required | ToolChoice::Name(_) if !first => &ToolChoice::Auto,
-                choice => choice,
-            },
+            tool_choice: &request.tool_choice,
             single_call: request.single_call,
             constraint: request.constraint.as_ref(),
-        }
+        };
+        let first = generation == 0 && !request.continue_last;
+        if first { rules } else { rules.later() }
+    }
+
+    /// Those of the same turn's later generations.
+    fn later(self) -> Self {
+        let tool_choice = match self.tool_choice {
+            ToolChoice::Required | ToolChoice::Name(_) => &ToolChoice::Auto,
+            choice => choice,
+        };
+        Self { tool_choice, ..self }
     }
 
     /// Names of the tools that may be called.
@@ -112,14 +121,47 @@ impl<'a> Rules<'a> {
 
 /// The guides of one model.
 #[derive(Debug)]
-pub struct ModelGuides(Guides);
+pub struct ModelGuides(Arc<Guides>);
+
+/// What is to be compiled before a request is looked at, wherever there is time for it: a large schema takes a good part of a second.
+#[derive(Debug)]
+pub struct Compilation {
+    guides: Arc<Guides>,
+    specs: Vec<Spec>,
+}
+
+impl Compilation {
+    /// Compiles. What comes of it, refusals included, is found by whoever asks for a guide.
+    pub fn run(self) {
+        for spec in &self.specs {
+            drop(self.guides.begin(spec));
+        }
+    }
+}
 
 impl ModelGuides {
     /// Those of the model that speaks this language.
     pub fn new(language: &dyn Language) -> Self {
         let bytes = |id| language.token_bytes(id);
         let is_control = |id| language.is_special(id);
-        Self(Guides::new(Vocabulary::new(language.vocab_size(), bytes, is_control, language.stop_tokens())))
+        let vocabulary = Vocabulary::new(language.vocab_size(), bytes, is_control, language.stop_tokens());
+        Self(Arc::new(Guides::new(vocabulary)))
+    }
+
+    /// What is not compiled yet of what a turn under these rules asks for, in its first generation and in later ones, and of what
+    /// strict tools do; `None` where nothing is missing.
+    pub(crate) fn missing(
+        &self,
+        language: &dyn Language,
+        prompt: &Prompt<'_>,
+        rules: Option<Rules<'_>>,
+        strict: &[Tool],
+    ) -> Option<Compilation> {
+        let turns = rules.into_iter().flat_map(|rules| [rules, rules.later()]);
+        let turns = turns.filter_map(|rules| rules.spec(language, prompt));
+        let tools = strict.iter().filter_map(|tool| strict_spec(language, tool));
+        let specs: Vec<_> = turns.chain(tools).filter(|spec| !self.0.is_known(spec)).collect();
+        (!specs.is_empty()).then(|| Compilation { guides: Arc::clone(&self.0), specs })
     }
 
     /// The guide of a generation that has said `said`; `None` where all is free.
@@ -144,20 +186,26 @@ impl ModelGuides {
 
     /// Checks that a tool's arguments can be held to its schema. `path` is the tool's place in the request.
     pub(crate) fn check_strict(&self, language: &dyn Language, tool: &Tool, path: &str) -> Result<(), Failure> {
-        let Some(form) = language.call_form().filter(|_| tool.strict) else { return Ok(()) };
-        let calls = Calls {
-            spelling: CallSpelling::from(form),
-            tools: vec![callable_tool(tool)],
-            need: Need::Required,
-            single: true,
-        };
-        let problem = match self.0.begin(&Spec { calls: Some(calls), ..Spec::default() }) {
+        let Some(spec) = strict_spec(language, tool) else { return Ok(()) };
+        let problem = match self.0.begin(&spec) {
             Ok(_) => return Ok(()),
             Err(GuideError::Tool { path, problem, .. }) => format!("at #{path}: {problem}"),
             Err(other) => other.to_string(),
         };
         Err(Failure::field(Reason::InvalidTool, format!("{path}.function.parameters_json_schema"), problem))
     }
+}
+
+/// A call of this tool alone, if its arguments are held to its schema.
+fn strict_spec(language: &dyn Language, tool: &Tool) -> Option<Spec> {
+    let form = language.call_form().filter(|_| tool.strict)?;
+    let calls = Calls {
+        spelling: CallSpelling::from(form),
+        tools: vec![callable_tool(tool)],
+        need: Need::Required,
+        single: true,
+    };
+    Some(Spec { calls: Some(calls), ..Spec::default() })
 }
 
 /// How the model thinks before it speaks.

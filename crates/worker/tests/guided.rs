@@ -5,10 +5,10 @@ mod harness;
 
 use harness::{STOP, Toy, World, settings, speaking, user, with_tools};
 use holdfast_types::{
-    Constraint, FailureDetail, Item, Reason, SamplingOverrides, SessionConfig, StopReason, TokenId, Tool, ToolChoice,
-    TurnState,
+    Constraint, Failure, FailureDetail, Item, Reason, SamplingOverrides, SessionConfig, StopReason, TokenId, Tool,
+    ToolChoice, TurnState,
 };
-use holdfast_worker::core::Request;
+use holdfast_worker::core::{Input, Reply, Request};
 use holdfast_worker_api::{CreateSession, Generate, StartTurn};
 
 const NUMBER: &str =
@@ -96,6 +96,61 @@ fn a_restart_in_the_middle_goes_on_to_the_same_tokens() {
         let last = world.engine.seen.last().map_or(tokens, |run| run.log.len() - run.resumed as usize);
         assert_eq!(last, tokens, "after {steps} steps");
     }
+}
+
+#[test]
+fn what_a_request_needs_is_compiled_while_others_are_served() {
+    let mut world = fresh(SessionConfig::default());
+    world.create("b", SessionConfig::default());
+    world.holds_compiles = true;
+    let turn = || StartTurn { constraint: schema(NUMBER), ..user("a", "hi") };
+    let wrong = StartTurn { constraint: schema(r#"{"type": "nothing"}"#), ..user("a", "hi") };
+    let held = world.send(Request::StartTurn(turn()));
+    let refused = world.send(Request::StartTurn(wrong));
+    assert_eq!(world.say("b", "free").state, TurnState::Completed);
+    assert!(world.reply(held).is_none() && world.reply(refused).is_none());
+    world.feed(vec![Input::Drain]);
+    world.settle();
+    assert!(!world.drained, "they get their answers");
+    let drained = compiled(&mut world, held).unwrap_err();
+    assert_eq!(drained.reason, Reason::RuntimeDraining);
+
+    let mut world = world.restart();
+    world.settle();
+    world.holds_compiles = true;
+    let held = world.send(Request::StartTurn(turn()));
+    world.settle();
+    compiled(&mut world, held).unwrap();
+    world.settle();
+    assert_eq!(world.texts("a").last().unwrap(), "{\"n\":12}");
+    // It is compiled: nobody waits again.
+    assert_eq!(run(&mut world, turn()).state, TurnState::Completed);
+    assert!(world.compiles.is_empty());
+}
+
+/// Compiles what waits and gives the reply to a request.
+fn compiled(world: &mut World, id: u64) -> Result<Reply, Failure> {
+    for (ticket, work) in std::mem::take(&mut world.compiles) {
+        work.run();
+        world.feed(vec![Input::Compiled { ticket }]);
+    }
+    while world.commit() {}
+    world.reply(id).unwrap()
+}
+
+#[test]
+fn requests_that_wait_for_a_compilation_have_a_limit() {
+    let mut world = fresh(SessionConfig::default());
+    world.holds_compiles = true;
+    let choice = |n: usize| Some(Constraint::Choice(vec![format!("choice {n}")]));
+    let send =
+        |world: &mut World, n| world.send(Request::StartTurn(StartTurn { constraint: choice(n), ..user("a", "hi") }));
+    let ids: Vec<_> = (0..=settings().requests_waiting).map(|n| send(&mut world, n)).collect();
+    let refused = world.reply(*ids.last().unwrap()).unwrap().unwrap_err();
+    assert_eq!(refused.reason, Reason::QueueFull);
+    assert!(compiled(&mut world, ids[0]).is_ok());
+    // One turn at a time: the others were compiled, looked at and refused.
+    assert_eq!(world.reply(ids[1]).unwrap().unwrap_err().reason, Reason::SessionBusy);
 }
 
 #[test]

@@ -10,11 +10,13 @@ use holdfast_worker_api::{
     StartTurn, SubmitToolResults, TokenCount, UpdateSession,
 };
 
+use crate::guiding::Compilation;
+
 /// Names a request until its reply; the shell's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
-/// Names a batch until its commit; the core's.
+/// Names a batch until its commit, or a request while it waits for what it needs; the core's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
@@ -38,6 +40,11 @@ pub enum Input {
         ticket: Ticket,
         /// How it went.
         result: Result<(), JournalError>,
+    },
+    /// The answer to [`Effect::Compile`].
+    Compiled {
+        /// Which.
+        ticket: Ticket,
     },
     /// A device's engine reports.
     Engine {
@@ -103,6 +110,13 @@ pub enum Effect {
         ticket: Ticket,
         /// The batch.
         batch: Batch,
+    },
+    /// Compile what a request needs, beside everything else; answered by [`Input::Compiled`].
+    Compile {
+        /// The request's name meanwhile.
+        ticket: Ticket,
+        /// The work.
+        work: Compilation,
     },
     /// Hand a command to a device's engine.
     Engine {

@@ -8,6 +8,7 @@
 //! their own bound.
 
 mod check;
+mod compile;
 mod completion;
 mod message;
 mod read;
@@ -34,6 +35,7 @@ use crate::language::Language;
 
 pub use message::{Channel, Effect, EventBatch, Input, ReadEvents, Reply, Request, RequestId, Stats, Ticket};
 pub(crate) use read::page_size;
+use read::{deleted, not_found};
 use session::Session;
 
 /// A device as the core sees it: the model it holds and how that model speaks.
@@ -77,6 +79,8 @@ struct Asked {
     caller: Caller,
     request: Request,
     entropy: u128,
+    /// It has stepped aside for what it needs compiled.
+    compiled: bool,
 }
 
 /// A session by name: on its way into memory, or there.
@@ -156,6 +160,8 @@ pub struct WorkerCore {
     slots: HashMap<Slot, Session>,
     /// Sessions that ended in a reply to a deletion, which waits for their purge.
     purging: HashMap<(TenantId, SessionId), Vec<(RequestId, holdfast_worker_api::Session)>>,
+    /// Requests that wait for what they need compiled.
+    compiling: HashMap<Ticket, Asked>,
     attention_due: TimeUs,
     drained: bool,
 }
@@ -185,6 +191,7 @@ impl WorkerCore {
             names: HashMap::new(),
             slots: HashMap::new(),
             purging: HashMap::new(),
+            compiling: HashMap::new(),
             attention_due: 0,
             drained: false,
         }
@@ -202,7 +209,8 @@ impl WorkerCore {
             self.shared.effects.push(Effect::Attention { before_us: self.shared.now });
         }
         self.unload();
-        if self.shared.draining && !self.drained && self.slots.values().all(Session::is_still) {
+        let still = self.compiling.is_empty() && self.slots.values().all(Session::is_still);
+        if self.shared.draining && !self.drained && still {
             self.drained = true;
             self.shared.effects.push(Effect::Drained);
         }
@@ -248,9 +256,10 @@ impl WorkerCore {
     fn take(&mut self, input: Input) {
         match input {
             Input::Request { id, caller, request, entropy } => {
-                self.request(Asked { id, caller, request: *request, entropy })
+                self.request(Asked { id, caller, request: *request, entropy, compiled: false })
             }
             Input::Committed { ticket, result } => self.committed(ticket, result),
+            Input::Compiled { ticket } => self.compiled(ticket),
             Input::Engine { effects } => self.engine(effects),
             Input::Loaded { tenant, session, entries, tenant_sessions } => {
                 self.loaded((tenant, session), entries, tenant_sessions);
@@ -273,7 +282,9 @@ impl WorkerCore {
     }
 
     fn request(&mut self, asked: Asked) {
-        let Asked { id, caller, request, entropy } = asked;
+        // What is about no session that has a name yet; of the others it depends on the session.
+        let asked = if asked.request.session().is_none() { self.compile_first(None, asked) } else { Some(asked) };
+        let Some(Asked { id, caller, request, entropy, compiled }) = asked else { return };
         if let Request::Generate(request) = request {
             return self.generate(id, &caller, request, entropy);
         }
@@ -297,7 +308,7 @@ impl WorkerCore {
         };
         let Some(session) = request.session().cloned() else { return };
         let key = (caller.tenant.clone(), session);
-        let asked = Asked { id, caller, request, entropy };
+        let asked = Asked { id, caller, request, entropy, compiled };
         match self.names.get_mut(&key) {
             Some(Named::Ready(slot)) => {
                 let slot = *slot;
@@ -403,7 +414,8 @@ impl WorkerCore {
     }
 
     fn dispatch(&mut self, slot: Option<Slot>, asked: Asked) {
-        let Asked { id, caller, request, entropy } = asked;
+        let Some(asked) = self.compile_first(slot, asked) else { return };
+        let Asked { id, caller, request, entropy, .. } = asked;
         if matches!(request, Request::StartTurn(_)) {
             self.count_turns();
         }
@@ -567,18 +579,6 @@ fn languages(models: &[ServedModel]) -> Languages {
         });
         found.map(|(_, language)| language.clone())
     })
-}
-
-fn not_found(session: &SessionId) -> Failure {
-    Failure::resource(
-        Reason::SessionNotFound,
-        format!("sessions/{session}"),
-        format!("there is no session {session}; create it first"),
-    )
-}
-
-fn deleted(session: &SessionId) -> Failure {
-    Failure::resource(Reason::SessionDeleted, format!("sessions/{session}"), format!("session {session} was deleted"))
 }
 
 fn journal_failure(error: &JournalError) -> Failure {

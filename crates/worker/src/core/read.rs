@@ -152,7 +152,7 @@ impl Session {
     pub(super) fn created_again(&mut self, shared: &mut Shared, id: RequestId, create: &CreateSession) {
         let name = self.fold.session().to_string();
         let result = match create.request_id.as_ref().map(|id| (id, self.fold.mark(id))) {
-            _ if self.fold.is_deleted() => Err(super::deleted(self.fold.session())),
+            _ if self.fold.is_deleted() => Err(deleted(self.fold.session())),
             Some((_, Some((digest, MarkUse::Create)))) if digest == create_meaning(create) => {
                 Ok(Reply::Session(Box::new(self.show(shared))))
             }
@@ -464,6 +464,18 @@ fn date(now: TimeUs) -> String {
     let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     format!("{year:04}-{month:02}-{day:02}")
+}
+
+pub(super) fn not_found(session: &SessionId) -> Failure {
+    Failure::resource(
+        Reason::SessionNotFound,
+        format!("sessions/{session}"),
+        format!("there is no session {session}; create it first"),
+    )
+}
+
+pub(super) fn deleted(session: &SessionId) -> Failure {
+    Failure::resource(Reason::SessionDeleted, format!("sessions/{session}"), format!("session {session} was deleted"))
 }
 
 #[cfg(test)]

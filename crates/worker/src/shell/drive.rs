@@ -123,6 +123,16 @@ fn carry_out(inner: &Arc<Inner>, waiting: &mut Waiting, effect: Effect) -> Optio
             let commit = inner.journal.append(batch);
             come_back(inner, async move { Input::Committed { ticket, result: commit.await.map(|_| ()) } });
         }
+        Effect::Compile { ticket, work } => {
+            let compiles = Arc::clone(&inner.compiles);
+            come_back(inner, async move {
+                // It is never closed.
+                let _permit = compiles.acquire().await;
+                // What went wrong in there goes wrong again, and is told, where the request is looked at.
+                let _ = tokio::task::spawn_blocking(move || work.run()).await;
+                Input::Compiled { ticket }
+            });
+        }
         Effect::Engine { device, command } => {
             let run = if let Command::Run(run) = &command { Some(run.run) } else { None };
             let result = inner.devices.get(device).map_or(Ok(()), |device| (device.engine)(command));

@@ -19,7 +19,7 @@ use holdfast_model::ModelText;
 use holdfast_telemetry::{Metrics, RunSpans};
 use holdfast_types::{Failure, Limits, Precision, Reason, TimeUs, Turn};
 use holdfast_worker_api::{Caller, ModelInfo};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::observe::Observer;
 use crate::core::{Channel, CoreSettings, Input, Reply, Request, ServedModel, Stats, WorkerCore};
@@ -92,6 +92,9 @@ impl Default for WorkerSettings {
 /// Inputs that may wait for the core; a sender beyond that waits.
 const INPUTS_MAX: usize = 4_096;
 
+/// Requests whose constraints are compiled at once; others wait, so that devices and streams keep the processor.
+const COMPILES_MAX: usize = 2;
+
 enum Message {
     Ask { caller: Caller, request: Box<Request>, reply: oneshot::Sender<Result<Reply, Failure>> },
     Input(Input),
@@ -146,6 +149,7 @@ struct Inner {
     channels: Mutex<HashMap<Channel, watch::Sender<u64>>>,
     drained: watch::Sender<bool>,
     streams: AtomicU64,
+    compiles: Arc<Semaphore>,
 }
 
 impl LocalWorker {
@@ -189,6 +193,7 @@ impl LocalWorker {
             channels: Mutex::new(HashMap::new()),
             drained: watch::Sender::new(false),
             streams: AtomicU64::new(0),
+            compiles: Arc::new(Semaphore::new(COMPILES_MAX)),
         });
         tokio::spawn(drive::run(Arc::downgrade(&inner), (core, observer), inbox.0, dropped, entropy));
         Self { inner }

@@ -17,6 +17,7 @@ use holdfast_types::{
 use holdfast_worker::core::{
     CoreSettings, Effect, Input, ReadEvents, Reply, Request, RequestId, ServedModel, Ticket, WorkerCore,
 };
+use holdfast_worker::guiding::Compilation;
 use holdfast_worker::language::{CallForm, Language, LogEnd, Prompt, ReadCall};
 use holdfast_worker_api::{Caller, CreateSession, ModelInfo, StartTurn, SubmitToolResults};
 
@@ -300,6 +301,9 @@ pub struct World {
     next: u64,
     pub drained: bool,
     pub purged: Vec<SessionId>,
+    /// What is to be compiled waits in `compiles`.
+    pub holds_compiles: bool,
+    pub compiles: Vec<(Ticket, Compilation)>,
 }
 
 pub fn settings() -> CoreSettings {
@@ -357,6 +361,8 @@ impl World {
             next: 0,
             drained: false,
             purged: Vec::new(),
+            holds_compiles: false,
+            compiles: Vec::new(),
         };
         world.feed(Vec::new());
         world
@@ -378,6 +384,14 @@ impl World {
                 Effect::Append { ticket, batch } => {
                     self.inflight.push_back((ticket, batch));
                     continue;
+                }
+                Effect::Compile { ticket, work } => {
+                    if self.holds_compiles {
+                        self.compiles.push((ticket, work));
+                        continue;
+                    }
+                    work.run();
+                    Input::Compiled { ticket }
                 }
                 Effect::Engine { command, .. } => {
                     self.engine.take(command);
