@@ -19,9 +19,15 @@ use holdfast_types::Digest;
 
 use crate::error::some_names;
 use crate::gguf::{self, ROPE_TENSORS};
+use crate::mxfp4;
 use crate::{DecoderConfig, GgufForm, LayerPart, ModelError, TensorNames, TensorRole, TensorSpec};
+#[cfg(test)]
+pub(crate) use files::BLOCKS;
 use files::File;
-pub(crate) use files::{BLOCKS, Element, Stored, WeightBytes, root, verify_checksums};
+pub(crate) use files::{Element, Stored, WeightBytes, verify_checksums};
+
+/// Hears how many bytes of tensors were read, and how many there are.
+pub(crate) type OnRead<'a> = dyn FnMut(u64, u64) + 'a;
 
 /// The weights of a model, checked against its config.
 ///
@@ -144,8 +150,12 @@ impl Weights {
     ///
     /// # Errors
     /// The [`ModelError`] that names the first file or tensor that is wrong.
-    pub(crate) fn from_directory(directory: &Path, config: &DecoderConfig) -> Result<Self, ModelError> {
-        Layout::safetensors(config).check(directory, &files::open(directory)?, config)
+    pub(crate) fn from_directory(
+        directory: &Path,
+        config: &DecoderConfig,
+        on_read: &mut OnRead<'_>,
+    ) -> Result<Self, ModelError> {
+        Layout::safetensors(config).check(directory, &files::open(directory)?, config, on_read)
     }
 
     /// Reads weights from the bytes of one safetensors file. `path` is for messages.
@@ -153,7 +163,7 @@ impl Weights {
     /// # Errors
     /// The [`ModelError`] that names the first tensor that is wrong.
     pub(crate) fn from_bytes(path: &Path, bytes: WeightBytes, config: &DecoderConfig) -> Result<Self, ModelError> {
-        Layout::safetensors(config).check(path, &[Arc::new(File::of_bytes(path, bytes)?)], config)
+        Layout::safetensors(config).check(path, &[Arc::new(File::of_bytes(path, bytes)?)], config, &mut |_, _| {})
     }
 
     /// Reads the weights of a GGUF file. `path` is for messages.
@@ -165,8 +175,9 @@ impl Weights {
         tensors: gguf::Tensors,
         config: &DecoderConfig,
         form: &GgufForm,
+        on_read: &mut OnRead<'_>,
     ) -> Result<Self, ModelError> {
-        Layout::gguf(form).check(path, &[Arc::new(File::Gguf(tensors))], config)
+        Layout::gguf(form).check(path, &[Arc::new(File::Gguf(tensors))], config, on_read)
     }
 }
 
@@ -204,6 +215,7 @@ impl Values {
                 shape[0] = rows.len();
                 dequantised(*dtype, bytes, shape)
             }
+            Element::Mxfp4 => Ok(Self::Owned(mxfp4::to_f32(bytes))),
             Element::Other(_) => Err(Unread::Dtype),
         }
     }
@@ -275,7 +287,13 @@ impl Layout {
     }
 
     /// Compares what there is with what there must be, and takes it.
-    fn check(&self, path: &Path, files: &[Arc<File>], config: &DecoderConfig) -> Result<Weights, ModelError> {
+    fn check(
+        &self,
+        path: &Path,
+        files: &[Arc<File>],
+        config: &DecoderConfig,
+        on_read: &mut OnRead<'_>,
+    ) -> Result<Weights, ModelError> {
         let path = || path.to_owned();
         let names = self.names;
         let mut found: BTreeMap<String, Arc<File>> = BTreeMap::new();
@@ -315,6 +333,8 @@ impl Layout {
 
         let mut tensors = HashMap::with_capacity(specs.len());
         let mut parameters = 0;
+        let sizes = found.iter().filter_map(|(name, file)| Some(file.get(name)?.bytes.len() as u64));
+        let (mut bytes_read, bytes_total) = (0, sizes.sum());
         for (spec, (rows, rows_in_all)) in specs.into_iter().zip(rows) {
             let Some((file, stored)) = found.get(&spec.name).and_then(|file| Some((file, file.get(&spec.name)?)))
             else {
@@ -345,6 +365,9 @@ impl Layout {
                 return Err(ModelError::NonFinite { path: path(), name: spec.name, index: first + index, value });
             }
             parameters += values.as_slice().len() as u64;
+            // A part of a tensor has its share of the bytes.
+            bytes_read += (stored.bytes.len() / rows_in_all * spec.shape[0]) as u64;
+            on_read(bytes_read, bytes_total);
             tensors.insert(spec.role, values);
         }
         Ok(Weights { tensors, layers: config.layers.len(), digest: digest(&found), parameters })
