@@ -6,6 +6,8 @@
 #[path = "../../crates/model/tests/gguf/file.rs"]
 #[expect(dead_code, reason = "the tests' own writer of GGUF files, of which the tests use more")]
 mod file;
+#[path = "../../crates/model/tests/tokenizers/fixture.rs"]
+mod fixture;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,6 +52,11 @@ fn main() {
         (7, r#"{"metadata": {"total_size": 1}, "weight_map": {"model.norm.weight": "model.safetensors"}}"#),
     ] {
         write("config", &format!("text-{which}"), &[&[which], text.as_bytes()].concat());
+    }
+    for name in ["llama", "gemma"] {
+        let path = format!("{}/../crates/model/tests/tokenizers/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        let text = fs::read_to_string(path).expect("a fixture");
+        write("gguf", &format!("sentencepiece-{name}"), &fixture::gguf(&fixture::fixture(&text), &micro()).bytes());
     }
     let form = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/model/pebble/tool_call_form.json");
     write("config", "form", &[&[6][..], &fs::read(form).expect("Pebble's form")].concat());

@@ -21,6 +21,10 @@ const NAME_BYTES_MAX: u64 = (1 << 16) - 1;
 const DIMENSIONS_MAX: u32 = 4;
 /// The magic number, the version, and the numbers of tensors and of keys.
 const START_BYTES: usize = 24;
+/// GGUF's number for a text.
+const TEXT: u32 = 8;
+/// GGUF's number for a list.
+const LIST: u32 = 9;
 /// Bytes of the length before a text.
 const LENGTH_BYTES: usize = 8;
 
@@ -174,8 +178,6 @@ impl<'a> Reader<'a> {
 
     /// The value of a key.
     fn value(&mut self, key: &str, kind: u32) -> Result<Value, Unread> {
-        const TEXT: u32 = 8;
-        const LIST: u32 = 9;
         match kind {
             TEXT => self.text(key).map(Value::Text),
             LIST => self.list(key).map(Value::List),
@@ -189,7 +191,6 @@ impl<'a> Reader<'a> {
 
     /// Elements of a list, which are no lists themselves.
     fn list(&mut self, key: &str) -> Result<List, Unread> {
-        const TEXT: u32 = 8;
         match self.u32()? {
             TEXT => {
                 let count = self.count(LENGTH_BYTES, key)?;

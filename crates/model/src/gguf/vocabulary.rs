@@ -3,7 +3,7 @@
 //! In: the lists under `tokenizer.ggml`. Out: [`Vocabulary`], and merges by rank: from the file's own list, or from the scores of a
 //! SentencePiece model. Deliberately not here: how text is split or normalised before it is merged.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -134,7 +134,7 @@ impl<'a> Vocabulary<'a> {
 
     /// The first byte without a token of its own, as SentencePiece spells it.
     pub(super) fn missing_byte(&self) -> Option<String> {
-        let all: std::collections::HashSet<&str> = self.ids().map(|(token, _)| token).collect();
+        let all: HashSet<&str> = self.ids().map(|(token, _)| token).collect();
         (0..=u8::MAX).map(|byte| format!("<0x{byte:02X}>")).find(|byte| !all.contains(byte.as_str()))
     }
 
@@ -149,25 +149,27 @@ impl<'a> Vocabulary<'a> {
         let pieces = || self.all().filter(|(.., kind)| matches!(*kind, NORMAL | USER_DEFINED));
         let ids: HashMap<&str, usize> = pieces().map(|(id, token, _)| (token, id)).collect();
         let mut merges = Vec::new();
-        for (id, token, _) in pieces() {
-            let splits = || token.char_indices().skip(1);
+        for (id, token, kind) in pieces() {
             if token.len() > MERGED_BYTES_MAX {
-                match splits().any(|(at, _)| ids.contains_key(&token[..at]) && ids.contains_key(&token[at..])) {
-                    true => {
+                match kind {
+                    // Found before anything is merged.
+                    USER_DEFINED => continue,
+                    _ => {
                         return Err(format!(
-                            "{TOKENS}: token {id} has {} bytes; merges to at most {MERGED_BYTES_MAX} are read",
+                            "{TOKENS}: token {id} has {} bytes, at most {MERGED_BYTES_MAX} are read",
                             token.len()
                         ));
                     }
-                    false => continue,
                 }
             }
+            let splits = || token.char_indices().skip(1);
             let characters = splits().count() + 1;
             for (before, (at, _)) in splits().enumerate() {
                 let (left, right) = token.split_at(at);
                 if let (Some(left_id), Some(right_id)) = (ids.get(left), ids.get(right)) {
                     let lengths = (before + 1, characters - before - 1);
-                    merges.push((scores[id], lengths, id, (*left_id, *right_id), (left, right)));
+                    // The first piece that was learnt may have a score of -0.
+                    merges.push((scores[id] + 0.0, lengths, id, (*left_id, *right_id), (left, right)));
                 }
             }
         }
@@ -179,14 +181,10 @@ impl<'a> Vocabulary<'a> {
 /// The file's own merges, by rank. Neither piece of a pair holds a space, but the first may start with one.
 pub(super) fn merges(metadata: &Metadata) -> Result<Vec<Merge<'_>>, String> {
     let list = metadata.texts(MERGES)?.ok_or_else(|| format!("{MERGES} is missing"))?;
-    let pair = |merge: &&'_ str| {
-        let (at, _) = merge.char_indices().skip(1).find(|(_, c)| *c == ' ')?;
-        Some(at)
+    let pair = |merge: &'_ str| merge.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
+    let split = |merge| {
+        let at = pair(merge).ok_or_else(|| format!("{MERGES}: {merge:?} is no pair"))?;
+        Ok((&merge[..at], &merge[at + 1..]))
     };
-    list.into_iter()
-        .map(|merge| {
-            let at = pair(&merge).ok_or_else(|| format!("{MERGES}: {merge:?} is no pair"))?;
-            Ok((&merge[..at], &merge[at + 1..]))
-        })
-        .collect()
+    list.into_iter().map(split).collect()
 }

@@ -10,52 +10,18 @@
 #[path = "../gguf/file.rs"]
 #[expect(dead_code, reason = "the writer of GGUF files, of which other tests use more")]
 mod file;
+mod fixture;
 
 use std::fs;
 use std::path::PathBuf;
 
-use candle_core::quantized::GgmlDType;
-use candle_core::quantized::gguf_file::Value;
-use file::Gguf;
+use fixture::{fixture, gguf};
 use holdfast_model::random::MicroShape;
 use holdfast_model::{LogEnd, Model, Next, Prompt};
 use holdfast_types::{Item, Role};
-use serde_json::{Map, Value as Json, json};
+use serde_json::json;
 
 const FIXTURES: [(&str, &str); 2] = [("llama", include_str!("llama.json")), ("gemma", include_str!("gemma.json"))];
-
-/// Texts one after the other, each ended.
-const TEMPLATE: &str = "{% for message in messages %}{{ message.content ~ eos_token }}{% endfor %}";
-
-fn fixture(text: &str) -> Map<String, Json> {
-    serde_json::from_str(text).unwrap()
-}
-
-/// A micro model with the tokenizer of a fixture.
-fn gguf(fixture: &Map<String, Json>) -> Gguf {
-    let list = |key: &str| fixture[key].as_array().unwrap();
-    let tokens: Vec<_> = list("tokens").iter().map(|token| Value::String(token.as_str().unwrap().to_owned())).collect();
-    let shape = MicroShape { vocab_size: u32::try_from(tokens.len()).unwrap(), ..MicroShape::default() };
-    let mut file = Gguf::of(&shape, GgmlDType::F32);
-    file.metadata.retain(|(key, _)| !key.starts_with("tokenizer."));
-    let id = |key: &str| Value::U32(u32::try_from(fixture[key].as_u64().unwrap()).unwrap());
-    for (key, value) in [
-        ("ggml.model", Value::String("llama".to_owned())),
-        ("ggml.tokens", Value::Array(tokens)),
-        ("ggml.scores", Value::Array(list("scores").iter().map(|n| Value::F32(n.as_f64().unwrap() as f32)).collect())),
-        (
-            "ggml.token_type",
-            Value::Array(list("types").iter().map(|n| Value::I32(n.as_i64().unwrap() as i32)).collect()),
-        ),
-        ("ggml.add_space_prefix", Value::Bool(fixture["add_space_prefix"].as_bool().unwrap())),
-        ("ggml.bos_token_id", id("bos")),
-        ("ggml.eos_token_id", id("eos")),
-        ("chat_template", Value::String(TEMPLATE.to_owned())),
-    ] {
-        file.set(&format!("tokenizer.{key}"), Some(value));
-    }
-    file
-}
 
 /// What a text becomes after the start token.
 fn encoded(model: &Model, text: &str) -> Vec<u32> {
@@ -77,7 +43,7 @@ fn tokens_are_those_of_sentence_piece() {
     }
     fixtures.push(("newer gemma", newer));
     for (name, fixture) in fixtures {
-        let model = gguf(&fixture).load().unwrap();
+        let model = gguf(&fixture, &MicroShape::default()).load().unwrap();
         // Where both are written alike, an escaped space is no space.
         let is_meant = |text: &str| name != "newer gemma" || !text.contains('▁');
         for (text, ids) in fixture["texts"].as_object().unwrap().iter().filter(|(text, _)| is_meant(text)) {
@@ -93,7 +59,7 @@ fn tokens_are_those_of_sentence_piece() {
 
 #[test]
 fn a_space_comes_before_a_text_and_not_inside_of_one() {
-    let model = gguf(&fixture(FIXTURES[0].1)).load().unwrap();
+    let model = gguf(&fixture(FIXTURES[0].1), &MicroShape::default()).load().unwrap();
     let space = model.text().encode(" a");
     assert_eq!(model.text().encode("a").len(), 1, "text that goes on");
     assert_eq!(encoded(&model, "a"), space, "text that begins");
@@ -109,7 +75,7 @@ fn write_models_and_texts() {
     let all = PathBuf::from(std::env::var("HOLDFAST_INDEPENDENT").expect("HOLDFAST_INDEPENDENT names a directory"));
     for (name, text) in FIXTURES {
         let fixture = fixture(text);
-        let file = gguf(&fixture);
+        let file = gguf(&fixture, &MicroShape::default());
         let model = file.load().unwrap();
         let texts = fixture["texts"].as_object().unwrap().keys();
         let ours: Vec<_> = texts.map(|text| json!({"text": text, "ids": encoded(&model, text)})).collect();
