@@ -7,7 +7,7 @@ use std::path::Path;
 use holdfast_model::random::{
     MICRO_LONG_ROPE_CONTEXT, MICRO_VOCABULARY, MicroDtype, MicroFamily, MicroRope, MicroShape,
 };
-use holdfast_model::{LayerRope, Model, ModelError, ModelSource, Reference, RopeScaling};
+use holdfast_model::{HistoryRendering, LayerRope, Model, ModelError, ModelSource, Reference, RopeScaling};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -491,16 +491,21 @@ fn a_bad_template_is_refused() {
     let (variant, text) = template("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}");
     assert_eq!(variant, "Template");
     assert!(text.contains("stop token"), "{text}");
-    // The last message is told apart: nothing can be appended.
-    let (variant, text) = template(
-        "{% for m in messages %}<|im_start|>{{ m.role }}{{ ' (last)' if loop.last }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
-    );
-    assert_eq!(variant, "UnstableTemplate");
-    assert!(text.contains("prefix-stable"), "{text}");
-    // Messages are numbered: what new ones become depends on how many were before.
-    let numbered =
-        "{% for m in messages %}<|im_start|>{{ loop.index }} {{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
-    assert_eq!(template(numbered).0, "UnstableTemplate");
+}
+
+#[test]
+fn a_template_that_looks_back_is_rendered_piece_by_piece() {
+    let rendering = |source: &str| {
+        let directory = written();
+        fs::write(directory.path().join("chat_template.jinja"), source).unwrap();
+        load(&directory).unwrap().text().stability()[0].rendering
+    };
+    let plain = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
+    assert_eq!(rendering(plain), HistoryRendering::Published);
+    // The last message is told apart; messages are numbered: what new ones become depends on how many were before.
+    for role in ["{{ m.role }}{{ ' (last)' if loop.last }}", "{{ loop.index }} {{ m.role }}"] {
+        assert_eq!(rendering(&plain.replace("{{ m.role }}", role)), HistoryRendering::Incremental, "{role}");
+    }
 }
 
 #[test]

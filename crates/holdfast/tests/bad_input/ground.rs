@@ -126,7 +126,7 @@ impl Ground {
         let model = &told.models[0];
         assert_eq!(u64::from(model.kv_blocks) * 16, model.context_limit_tokens, "one context and not a block more");
         let session = self.session().await;
-        let request = talk::says_with(&session, &"a b ".repeat(480), talk::long(u32::MAX));
+        let request = talk::says_with(&session, &"a b ".repeat(300), talk::long(u32::MAX));
         let heard =
             talk::run_to_end(&self.client, request).await.unwrap_or_else(|status| panic!("{after}: {status:?}"));
         let ended = heard.ended().unwrap();

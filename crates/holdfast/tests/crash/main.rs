@@ -68,7 +68,7 @@ async fn one_home(plan: &Plan, kills: usize, random: &mut fastrand::Rng) {
     lanes = each(lanes, plan, async |lane, plan| lane.drive(&client, plan, true).await).await;
     assert!(lanes.iter().all(|lane| lane.rounds() > 0));
     let cut: usize = lanes.iter().map(Lane::cut).sum();
-    assert!(cut > kills, "most kills hit turns in their middle, several at once: {cut} of {kills}");
+    assert!(2 * cut > kills, "many kills hit turns in their middle, several at once: {cut} of {kills}");
     assert_eq!(talk::runtime(&client).await.turns_in_progress, 0);
     runtime.stop().await;
 
