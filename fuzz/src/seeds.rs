@@ -70,12 +70,13 @@ fn main() {
 
 /// Micro models of every family, so small that a mutation is likely to meet something that matters.
 fn shapes() -> Vec<(String, MicroShape)> {
-    use MicroFamily::{Llama, Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
-    let families = [Llama, Mistral, Qwen2, Qwen3, SmolLm3, Phi3];
+    use MicroFamily::{Gemma2, Gemma3, GptOss, Llama, Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
+    let families = [Llama, Mistral, Qwen2, Qwen3, SmolLm3, Phi3, Gemma2, Gemma3, GptOss];
     let plain = families.map(|family| (format!("{family:?}"), MicroShape { family, window: Some(9), ..micro() }));
     let stretched = [(Llama, MicroRope::Llama3), (Qwen2, MicroRope::Yarn), (Phi3, MicroRope::LongRope)]
         .map(|(family, rope)| (format!("{family:?}-{rope:?}"), MicroShape { family, rope, tied: false, ..micro() }));
-    plain.into_iter().chain(stretched).collect()
+    let packed = MicroShape { family: GptOss, packed: true, hidden: 32, ffn: 32, experts: 2, ..micro() };
+    plain.into_iter().chain(stretched).chain([("packed".to_owned(), packed)]).collect()
 }
 
 /// A safetensors file as the target `safetensors` frames it: the header, a zero byte, the data.

@@ -2,8 +2,12 @@
 //!
 //! In: the source of a template. Out: a source that renders the same, in which every operand of `~` and `+`, every product, slice, list,
 //! call and filter, and what they and comparisons read, passes through a filter of [`crate::template_meter`], and in which text is an
-//! expression too, so that the formatter sees all that is written. minijinja counts instructions (its fuel), but not bytes, and one instruction can double
-//! a text. Deliberately not here: the meter itself.
+//! expression too, so that the formatter sees all that is written. Deliberately not here: the meter itself.
+//!
+//! Why it is needed: minijinja's fuel counts instructions, its recursion limit calls, and a bounded writer what comes out, but operators are
+//! no function that an environment could replace, and one instruction of theirs can double what the last one made. After
+//! `{% set x = 'ab' %}`, forty times `{% set x = x ~ x %}` ask for two terabytes, which aborts the process; and after `{% set x = [x, x] %}` as often,
+//! comparing the result with its twin takes 2^40 steps in one instruction. `operators_are_beyond_fuel` in the tests fails when that is no longer so.
 //!
 //! minijinja's syntax tree is not a stable interface, which is why its version is pinned; what is not in `Writer::statement` is
 //! refused.

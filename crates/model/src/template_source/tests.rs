@@ -127,3 +127,18 @@ fn long_chains_are_no_deep_ones() {
         assert_eq!(plain, metered);
     }
 }
+
+/// The reason for this file: with fuel for a thousand instructions, minijinja alone makes millions of bytes and of steps.
+#[test]
+fn operators_are_beyond_fuel() {
+    let grown = |step: &str, times: usize, last: &str| {
+        let mut environment = Environment::new();
+        environment.set_fuel(Some(1_000));
+        let source = format!("{{% set x = 'ab' %}}{{% set y = 'ab' %}}{}{last}", step.repeat(times));
+        environment.render_str(&source, ()).unwrap()
+    };
+    assert_eq!(grown("{% set x = x ~ x %}", 22, "{{ x | length }}"), (2 << 22).to_string());
+    assert_eq!(grown("{% set x = x + x %}", 22, "{{ x | length }}"), (2 << 22).to_string());
+    // The twins share nothing with each other, so each pair of their parts is compared, four million of them.
+    assert_eq!(grown("{% set x = [x, x] %}{% set y = [y, y] %}", 22, "{{ x == y }}"), "True");
+}
