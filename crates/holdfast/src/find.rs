@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use holdfast_model::{Model, ModelError, ModelFile, ModelSource};
 use holdfast_types::Digest;
 
+use crate::models::progress;
 use crate::registry::{Entry, Facts, FileEntry, ModelName, Registry, RegistryError};
 
 /// Read at a time when a file is digested.
@@ -68,8 +69,8 @@ impl Found {
     /// # Errors
     /// As for [`Model::load`]; [`RegistryError::Changed`].
     pub(crate) fn load(&self) -> anyhow::Result<Model> {
-        let Some(entry) = &self.entry else { return Ok(Model::load(&self.source)?) };
-        let model = Model::load(&self.source).with_context(|| told(entry))?;
+        let Some(entry) = &self.entry else { return Ok(progress::load(&self.source)?) };
+        let model = progress::load(&self.source).with_context(|| told(entry))?;
         let mut changed = changed_parts(entry, &model);
         let is_same =
             |file: &FileEntry| digest_of(&root(&self.source).join(&file.name), |_| {}).ok() == Some(file.digest);

@@ -47,7 +47,12 @@ impl TokenBytes {
         }
         for (id, content, special) in added {
             if let Some(slot) = pieces.get_mut(*id as usize) {
-                *slot = Some(if *special { Vec::new() } else { content.clone().into_bytes() });
+                *slot = Some(match (special, spelling) {
+                    (true, _) => Vec::new(),
+                    // Runs of spaces, as Gemma has them, are spelled as pieces are.
+                    (false, Spelling::Metaspace(_)) => spell(spelling, content)?,
+                    (false, Spelling::ByteLevel) => content.clone().into_bytes(),
+                });
             }
         }
         let mut this = Self { ends: Vec::with_capacity(pieces.len()), bytes: Vec::new() };

@@ -29,6 +29,14 @@ pub enum ModelError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A text file is longer than any model needs.
+    #[error("{path}: it has more than {bytes_max} bytes, which is all that is read; use another model", path = path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Most bytes that are read.
+        bytes_max: u64,
+    },
     /// `config.json`, or the metadata of a GGUF file, is malformed or describes something that is not understood.
     #[error("{path}: {problem}; correct the file or use another model", path = path.display())]
     Config {

@@ -10,10 +10,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::limits::TENSORS_BYTES_MAX;
 use crate::{ModelError, ModelSource, TextFiles, gguf, pebble};
 
-/// Most bytes of the header of a safetensors file, as the format's own library has it.
-const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// The shards of a model in several files, by tensor.
 const INDEX: &str = "model.safetensors.index.json";
 /// Digests that the loader holds the files against.
@@ -99,8 +98,8 @@ fn safetensors_elements(path: &Path) -> Result<BTreeMap<String, u64>, ModelError
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(read)?;
     let length = u64::from_le_bytes(length);
-    if length > HEADER_BYTES_MAX {
-        let problem = format!("the header has {length} bytes, at most {HEADER_BYTES_MAX} are read");
+    if length > TENSORS_BYTES_MAX {
+        let problem = format!("the header has {length} bytes, at most {TENSORS_BYTES_MAX} are read");
         return Err(ModelError::Weights { path: path.to_owned(), problem });
     }
     let mut header = Vec::new();

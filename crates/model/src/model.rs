@@ -10,6 +10,22 @@ use crate::{DecoderConfig, ModelError, ModelSource, ModelText, TextFiles, Weight
 
 const CONFIG_FILE: &str = "config.json";
 
+/// How far loading is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadProgress {
+    /// Files are held against the digests beside them.
+    Checksums,
+    /// Tensors are read, converted and checked.
+    Weights {
+        /// Bytes of tensors so far.
+        bytes_read: u64,
+        /// Bytes of all tensors.
+        bytes_total: u64,
+    },
+    /// Tokenizer and templates are read, and proven.
+    Text,
+}
+
 /// A model, whole and checked. Immutable; shared by backends, workers and tests through an [`Arc`].
 ///
 /// The files stay mapped as long as the value lives, and must not change meanwhile.
@@ -26,11 +42,19 @@ impl Model {
     /// # Errors
     /// The [`ModelError`] that names the first file that is wrong, and the next step.
     pub fn load(source: &ModelSource) -> Result<Self, ModelError> {
+        Self::load_with(source, &mut |_| {})
+    }
+
+    /// The same, and tells how far it is: in the order of [`LoadProgress`], nothing for a built-in model.
+    ///
+    /// # Errors
+    /// As for [`Model::load`].
+    pub fn load_with(source: &ModelSource, on_progress: &mut dyn FnMut(LoadProgress)) -> Result<Self, ModelError> {
         match source {
             ModelSource::BuiltIn(name) if name == pebble::NAME => pebble::load(),
             ModelSource::BuiltIn(name) => Err(ModelSource::unknown(name)),
-            ModelSource::Directory(path) => Self::from_directory(path),
-            ModelSource::File(path) => Self::from_gguf(path),
+            ModelSource::Directory(path) => Self::from_directory(path, on_progress),
+            ModelSource::File(path) => Self::from_gguf(path, on_progress),
         }
     }
 
@@ -54,18 +78,22 @@ impl Model {
         self.weights.parameters()
     }
 
-    fn from_directory(directory: &Path) -> Result<Self, ModelError> {
+    fn from_directory(directory: &Path, on_progress: &mut dyn FnMut(LoadProgress)) -> Result<Self, ModelError> {
+        on_progress(LoadProgress::Checksums);
         verify_checksums(directory, None)?;
         let files = TextFiles::from_directory(directory)?;
         let config = DecoderConfig::parse(&files.config, &directory.join(CONFIG_FILE))?;
-        let weights = Weights::from_directory(directory, &config)?;
+        let weights = Weights::from_directory(directory, &config, &mut on_weights(on_progress))?;
+        on_progress(LoadProgress::Text);
         Self::assemble(directory, config, weights, &files)
     }
 
-    fn from_gguf(path: &Path) -> Result<Self, ModelError> {
+    fn from_gguf(path: &Path, on_progress: &mut dyn FnMut(LoadProgress)) -> Result<Self, ModelError> {
+        on_progress(LoadProgress::Checksums);
         verify_checksums(path.parent().unwrap_or(Path::new("")), path.file_name())?;
         let parts = gguf::read(path)?;
-        let weights = Weights::from_gguf(path, parts.tensors, &parts.config, parts.form)?;
+        let weights = Weights::from_gguf(path, parts.tensors, &parts.config, parts.form, &mut on_weights(on_progress))?;
+        on_progress(LoadProgress::Text);
         Self::assemble(path, parts.config, weights, &parts.text)
     }
 
@@ -90,4 +118,9 @@ impl Model {
         );
         Ok(Self { config, weights, text: Arc::new(text) })
     }
+}
+
+/// Tells of weights.
+fn on_weights(on_progress: &mut dyn FnMut(LoadProgress)) -> impl FnMut(u64, u64) {
+    move |bytes_read, bytes_total| on_progress(LoadProgress::Weights { bytes_read, bytes_total })
 }

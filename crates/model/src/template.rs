@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, Error, ErrorKind, Value as Jinja};
-use minijinja_contrib::pycompat::unknown_method_callback;
+use minijinja::{Environment, Error, ErrorKind, State, Value as Jinja};
 use serde_json::{Value, json};
 
 use holdfast_types::{Digest, ReasoningEffort};
 
+use crate::template_meter::{self, INDENT_MAX, MADE_BYTES_MAX};
+use crate::template_source::metered;
 use crate::{overrides, reasoning};
 
 /// Name of the template that a session gets when it names none.
@@ -52,9 +53,10 @@ impl Templates {
     ) -> Result<Self, (String, String)> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| (DEFAULT.to_owned(), e.to_string()))?);
+        let syntax = syntax.map_err(|e| (DEFAULT.to_owned(), e.to_string()))?;
+        environment.set_syntax(syntax.clone());
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(unknown_method_callback);
+        template_meter::install(&mut environment);
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", |message: String| -> Result<Jinja, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -62,9 +64,9 @@ impl Templates {
         let mut replaced = BTreeMap::new();
         for (name, source) in &sources {
             let mut compile = |key: String, source: &str| {
-                environment
-                    .add_template_owned(key, overrides::readable(source))
-                    .map_err(|e| (name.clone(), first_line(&e)))
+                let source = metered(&key, &overrides::readable(source), syntax.clone());
+                let source = source.map_err(|problem| (name.clone(), problem))?;
+                environment.add_template_owned(key, source).map_err(|e| (name.clone(), first_line(&e)))
             };
             match overrides::rendered_for(source) {
                 Some(ours) => {
@@ -166,7 +168,8 @@ fn first_line(error: &Error) -> String {
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False, …)`, as Hugging Face's templates have it.
-fn tojson(value: &Jinja, options: Kwargs) -> Result<String, Error> {
+fn tojson(state: &mut State<'_, '_>, value: &Jinja, options: Kwargs) -> Result<String, Error> {
+    template_meter::rebuilt(state, value)?;
     let wrong = |e: String| Error::new(ErrorKind::BadSerialization, e);
     let indent: Option<usize> = options.get("indent")?;
     let separators: Option<Vec<String>> = options.get("separators")?;
@@ -174,6 +177,9 @@ fn tojson(value: &Jinja, options: Kwargs) -> Result<String, Error> {
     // Accepted because templates pass it; what they ask for is what happens.
     let ascii: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
+    if let Some(width) = indent.filter(|width| *width > INDENT_MAX) {
+        return Err(wrong(format!("tojson with an indent of {width}; at most {INDENT_MAX}")));
+    }
     if ascii == Some(true) {
         return Err(wrong("tojson with ensure_ascii=true is not supported".to_owned()));
     }
@@ -200,6 +206,9 @@ impl Style<'_> {
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), String> {
         if depth > JSON_DEPTH_MAX {
             return Err(format!("a value is nested deeper than {JSON_DEPTH_MAX}"));
+        }
+        if out.len() > MADE_BYTES_MAX {
+            return Err(format!("a value takes more than {MADE_BYTES_MAX} bytes"));
         }
         match value {
             Value::Array(list) if !list.is_empty() => {

@@ -11,6 +11,7 @@ use holdfast_types::{Digest, SamplingOverrides, TokenId};
 use serde_json::{Map, Value};
 
 use crate::bytes::{Spelling, TokenBytes};
+use crate::limits::{TEXT_BYTES_MAX, TOKENIZER_BYTES_MAX, read_text};
 use crate::reasoning::ReasoningForm;
 use crate::source::part;
 use crate::stability::Facts;
@@ -60,8 +61,8 @@ impl TextFiles {
     /// [`ModelError::Read`] for a file that is needed and missing, or there and unreadable.
     pub fn from_directory(directory: &Path) -> Result<Self, ModelError> {
         let needed = |name: &str| {
-            let path = directory.join(name);
-            fs::read_to_string(&path).map_err(|source| ModelError::Read { path, source })
+            let bytes_max = if name == TOKENIZER { TOKENIZER_BYTES_MAX } else { TEXT_BYTES_MAX };
+            read_text(&directory.join(name), bytes_max)
         };
         let optional = |name: &str| match needed(name) {
             Ok(text) => Ok(Some(text)),
@@ -77,9 +78,11 @@ impl TextFiles {
                 if path.extension().is_some_and(|extension| extension == "jinja")
                     && let Some(name) = path.file_stem()
                 {
-                    let text =
-                        fs::read_to_string(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
-                    named_templates.insert(name.to_string_lossy().into_owned(), text);
+                    named_templates.insert(name.to_string_lossy().into_owned(), read_text(&path, TEXT_BYTES_MAX)?);
+                    if named_templates.len() > TEMPLATES_MAX {
+                        let many = format!("more than {TEMPLATES_MAX} templates");
+                        return Err(wrong(std::io::Error::new(std::io::ErrorKind::InvalidData, many)));
+                    }
                 }
             }
         }

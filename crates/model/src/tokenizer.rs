@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 
 use holdfast_types::TokenId;
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
@@ -31,8 +32,10 @@ pub(crate) struct ControlToken {
 pub(crate) struct TextEncoder {
     /// For text at the very start of a log.
     first: Tokenizer,
-    /// For text after something, where that differs: SentencePiece's leading space.
+    /// For text that goes on, where that differs: without SentencePiece's leading space.
     later: Option<Tokenizer>,
+    /// Text after a control token is as text at the start.
+    restarts: bool,
     controls: Controls,
     /// Every added token by rising id: id, content, special.
     added: Vec<(TokenId, String, bool)>,
@@ -88,11 +91,12 @@ impl TextEncoder {
         plain["truncation"] = Value::Null;
         plain["padding"] = Value::Null;
         plain["post_processor"] = Value::Null;
-        let mut continued = plain.clone();
-        let differs = never_prepend(&mut continued["pre_tokenizer"]);
+        let first = build(&plain)?;
+        let prefix = Prefix::take(&mut plain);
         Ok(Self {
-            first: build(&plain)?,
-            later: differs.then(|| build(&continued)).transpose()?,
+            first,
+            later: (prefix != Prefix::None).then(|| build(&plain)).transpose()?,
+            restarts: prefix == Prefix::Everywhere,
             controls: Controls::new(controls),
             added,
             last,
@@ -117,7 +121,7 @@ impl TextEncoder {
     /// Text without any control token, as it continues a log.
     pub(crate) fn plain(&self, text: &str) -> Vec<TokenId> {
         let mut ids = Vec::new();
-        self.append_plain(text, false, &mut ids);
+        self.append_plain(text, Before::Text, &mut ids);
         ids
     }
 
@@ -126,34 +130,39 @@ impl TextEncoder {
     pub(crate) fn rendered(&self, text: &str, mark: Option<char>, at_start: bool) -> Vec<TokenId> {
         let mut ids = Vec::new();
         let mut rest = text;
-        let mut start = at_start;
+        let mut place = if at_start { Before::Nothing } else { Before::Text };
         while let Some((at, token)) = self.controls.first_in(rest) {
             let before = &rest[..at];
             let before = if token.strip_before { before.trim_end() } else { before };
-            self.append_unmarked(before, mark, start, &mut ids);
+            self.append_unmarked(before, mark, place, &mut ids);
             ids.push(token.id);
-            start = false;
+            place = Before::Control;
             rest = &rest[at + token.text.len()..];
             if token.strip_after {
                 rest = rest.trim_start();
             }
         }
-        self.append_unmarked(rest, mark, start, &mut ids);
+        self.append_unmarked(rest, mark, place, &mut ids);
         ids
     }
 
-    fn append_unmarked(&self, text: &str, mark: Option<char>, at_start: bool, ids: &mut Vec<TokenId>) {
+    fn append_unmarked(&self, text: &str, mark: Option<char>, place: Before, ids: &mut Vec<TokenId>) {
         match mark {
-            Some(mark) if text.contains(mark) => self.append_plain(&text.replace(mark, ""), at_start, ids),
-            _ => self.append_plain(text, at_start, ids),
+            Some(mark) if text.contains(mark) => self.append_plain(&text.replace(mark, ""), place, ids),
+            _ => self.append_plain(text, place, ids),
         }
     }
 
-    fn append_plain(&self, text: &str, at_start: bool, ids: &mut Vec<TokenId>) {
+    fn append_plain(&self, text: &str, place: Before, ids: &mut Vec<TokenId>) {
         if text.is_empty() {
             return;
         }
-        let tokenizer = self.later.as_ref().filter(|_| !at_start).unwrap_or(&self.first);
+        let later = self.later.as_ref().unwrap_or(&self.first);
+        let tokenizer = match place {
+            Before::Nothing => &self.first,
+            Before::Control if self.restarts => &self.first,
+            Before::Control | Before::Text => later,
+        };
         // Encoding fails only for a model that refuses unknown text; what it refuses has no tokens.
         let Ok(encoding) = tokenizer.encode_fast(text, false) else { return };
         let is_control = |id: &TokenId| self.controls.ids.contains_key(id);
@@ -161,8 +170,8 @@ impl TextEncoder {
             return ids.extend_from_slice(encoding.get_ids());
         }
         // A merge that spells a control token: no character alone can.
-        for c in text.chars() {
-            if let Ok(encoding) = tokenizer.encode_fast(c.to_string(), false) {
+        for (i, c) in text.chars().enumerate() {
+            if let Ok(encoding) = if i == 0 { tokenizer } else { later }.encode_fast(c.to_string(), false) {
                 ids.extend(encoding.get_ids().iter().filter(|id| !is_control(id)));
             }
         }
@@ -178,7 +187,7 @@ impl TextEncoder {
 }
 
 fn build(json: &Value) -> Result<Tokenizer, String> {
-    Tokenizer::from_bytes(json.to_string()).map_err(|e| e.to_string())
+    Tokenizer::deserialize(json).map_err(|e| e.to_string())
 }
 
 /// `<…>`, `[…]` without white space, longer than the brackets.
@@ -187,17 +196,53 @@ fn looks_like_markup(text: &str) -> bool {
     bracketed && text.len() > 2 && !text.contains(char::is_whitespace)
 }
 
-/// Turns every `prepend_scheme: first` into `never`; whether there was one.
-fn never_prepend(pre_tokenizer: &mut Value) -> bool {
-    if let Some(list) = pre_tokenizer.get_mut("pretokenizers").and_then(Value::as_array_mut) {
-        return list.iter_mut().filter_map(|step| never_prepend(step).then_some(())).count() > 0;
+/// What is before a text that is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Nothing,
+    Control,
+    Text,
+}
+
+/// Where a tokenizer puts a space before a text that has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Prefix {
+    None,
+    /// At the very start.
+    Start,
+    /// Wherever text begins: at the start, and after tokens that are found before it is split.
+    Everywhere,
+}
+
+impl Prefix {
+    /// Takes the prefix out of a `tokenizer.json`: out of the normaliser or the pre-tokenizer.
+    fn take(json: &mut Value) -> Self {
+        Self::of_step(&mut json["normalizer"]).max(Self::of_step(&mut json["pre_tokenizer"]))
     }
-    match pre_tokenizer.get_mut("prepend_scheme") {
-        Some(scheme) if scheme == "first" => {
-            *scheme = json!("never");
-            true
+
+    fn of_step(step: &mut Value) -> Self {
+        for key in ["normalizers", "pretokenizers"] {
+            if let Some(list) = step.get_mut(key).and_then(Value::as_array_mut) {
+                let found = list.iter_mut().map(Self::of_step).max().unwrap_or(Self::None);
+                return found;
+            }
         }
-        _ => false,
+        if step["type"] == "Prepend" {
+            *step = json!({"type": "Sequence", "normalizers": []});
+            return Self::Everywhere;
+        }
+        let (scheme, found) = match (step["type"].as_str(), step["prepend_scheme"].as_str()) {
+            (Some("Metaspace"), Some("never")) => return Self::None,
+            (Some("Metaspace"), Some("first")) => ("never", Self::Start),
+            (Some("Metaspace"), _) => ("never", Self::Everywhere),
+            _ if step["add_prefix_space"] == true => ("", Self::Everywhere),
+            _ => return Self::None,
+        };
+        step["add_prefix_space"] = json!(false);
+        if !scheme.is_empty() {
+            step["prepend_scheme"] = json!(scheme);
+        }
+        found
     }
 }
 

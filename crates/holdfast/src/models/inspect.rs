@@ -16,7 +16,7 @@ use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::load;
+use super::progress::load;
 use crate::find::{Found, changed_parts, find};
 use crate::registry::Registry;
 use crate::turn_view::plain;

@@ -3,14 +3,14 @@
 //! Deliberately not here: what a name means (`find`), and entries and their files (`registry`).
 
 mod inspect;
-mod progress;
+pub(crate) mod progress;
 mod served;
 mod verify;
 
 use std::io::Write;
 
 use anyhow::bail;
-use holdfast_model::{Model, ModelSource};
+use holdfast_model::ModelSource;
 use indicatif::HumanCount;
 use serde_json::json;
 
@@ -50,7 +50,7 @@ fn add(registry: &Registry, path: &str, name: Option<&str>, replace: bool, out: 
     }
     let name = ModelName::parse(name.unwrap_or(&source.name()))?;
     registry.check_free(&name, replace)?;
-    let model = load(&source)?;
+    let model = progress::load(&source)?;
     let bar = progress::bytes("digesting");
     let facts = find::facts(&source, &model, |bytes| bar.set_length(bytes), |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
@@ -66,11 +66,6 @@ fn add(registry: &Registry, path: &str, name: Option<&str>, replace: bool, out: 
         entry.path.display(),
     )?;
     Ok(())
-}
-
-/// Loads a model while a person waits.
-fn load(source: &ModelSource) -> anyhow::Result<Model> {
-    Ok(progress::while_working(format!("reading and checking {source}"), || Model::load(source))?)
 }
 
 /// RFC 3339 in UTC, to the second.

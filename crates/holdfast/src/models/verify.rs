@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::bail;
 use holdfast_model::ModelSource;
 
-use super::{load, progress};
+use super::progress::{self, load};
 use crate::find::{changed_parts, differences, digest_files, registered};
 use crate::registry::{Entry, ModelName, Registry, RegistryError};
 use crate::turn_view::plain;
@@ -21,7 +21,7 @@ pub(super) fn run(registry: &Registry, names: &[String], out: &mut impl Write) -
     for (name, entry) in names.iter().zip(entries) {
         let findings = match entry {
             Some(entry) => findings(&entry),
-            None => load(&ModelSource::BuiltIn(name.clone())).map(|_| Vec::new()),
+            None => load(&ModelSource::BuiltIn(name.clone())).map(|_| Vec::new()).map_err(Into::into),
         };
         let findings = findings.unwrap_or_else(|error| vec![format!("{error:#}")]);
         match findings.is_empty() {

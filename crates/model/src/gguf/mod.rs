@@ -1,15 +1,18 @@
 //! GGUF files: a whole model in one file, as llama.cpp's converters write it.
 //!
 //! In: a path. Out: [`Parts`]: the decoder's config, the tensors where they lie, and the text files that a directory in Hugging
-//! Face layout would have, so that one path reads both forms. Split files, SentencePiece tokenizers, and architectures
+//! Face layout would have, so that one path reads both forms. Split files, other tokenizers than BPE, and architectures
 //! without a row in the table are refused by name. Deliberately not here: turning tensors to f32 (`weights`).
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 mod config;
 mod container;
+mod header;
 mod metadata;
+mod pre_tokenizers;
 mod tokenizer;
+mod vocabulary;
 
 use std::path::Path;
 

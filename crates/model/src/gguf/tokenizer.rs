@@ -1,46 +1,32 @@
 //! Metadata to text files: the tokenizer, its special tokens and the chat template of a GGUF file.
 //!
 //! In: the keys `tokenizer.*` and `general.sampling.*`. Out: [`TextFiles`], as a directory in Hugging Face layout would hold
-//! them. Byte-level BPE with a pre-tokenizer of [`PRE_TOKENIZERS`] is understood. A file without a chat template is refused
-//! later, as a directory is: nothing is guessed. Deliberately not here: reading a `tokenizer.json`.
+//! them. Byte-level BPE and SentencePiece's BPE with bytes to fall back on are understood. A file without a chat template is
+//! refused later, as a directory is: nothing is guessed. Deliberately not here: the tokens themselves (`vocabulary`), how text is
+//! split (`pre_tokenizers`), and reading a `tokenizer.json`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::metadata::Metadata;
+use super::pre_tokenizers::{PreTokenizer, byte_level};
+use super::vocabulary::{Merge, Vocabulary, merges};
 use crate::{ModelError, TextFiles};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
-const TOKENS: &str = "tokenizer.ggml.tokens";
-const TYPES: &str = "tokenizer.ggml.token_type";
-const MERGES: &str = "tokenizer.ggml.merges";
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const ADD_SPACE: &str = "tokenizer.ggml.add_space_prefix";
+const REMOVE_SPACES: &str = "tokenizer.ggml.remove_extra_whitespaces";
+const CHARACTERS: &str = "tokenizer.ggml.precompiled_charsmap";
 const TEMPLATE: &str = "tokenizer.chat_template";
-
-/// `llama_token_type` of tokens that only a template may write.
-const CONTROL: u64 = 3;
-/// Of tokens that are found in text before it is split.
-const USER_DEFINED: u64 = 4;
-/// Of ids without a token.
-const UNUSED: u64 = 5;
-
-/// Roles of special tokens: keys of the file, and of `tokenizer_config.json`.
-const ROLES: &[(&str, &str)] = &[
-    ("tokenizer.ggml.bos_token_id", "bos_token"),
-    ("tokenizer.ggml.eos_token_id", "eos_token"),
-    ("tokenizer.ggml.unknown_token_id", "unk_token"),
-    ("tokenizer.ggml.padding_token_id", "pad_token"),
-];
+const NAME: &str = "general.name";
 
 /// Keys of tokens that end a turn.
 const ENDS: &[&str] = &["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
-
-/// Control tokens that end a turn though converters write no key for them; llama.cpp knows them by their text too.
-const END_TEXTS: &[&str] = &["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>"];
 
 /// Keys of sampling, and of `generation_config.json`.
 const SAMPLING: &[(&str, &str)] = &[
@@ -51,64 +37,8 @@ const SAMPLING: &[(&str, &str)] = &[
     ("general.sampling.penalty_repeat", "repetition_penalty"),
 ];
 
-/// How text is split before merges.
-struct PreTokenizer {
-    /// Values of `tokenizer.ggml.pre`.
-    names: &'static [&'static str],
-    /// Expressions whose matches stand alone, one after the other.
-    splits: &'static [&'static str],
-    /// GPT-2's own expression after them.
-    gpt2: bool,
-    /// Text is composed first (Unicode's NFC).
-    nfc: bool,
-    /// A piece that is a token is not merged.
-    ignore_merges: bool,
-    /// `add_bos_token` when the file does not say.
-    adds_bos: bool,
-}
-
-/// Of Llama 3, and of others after it.
-const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-const PLAIN: PreTokenizer =
-    PreTokenizer { names: &[], splits: &[], gpt2: true, nfc: false, ignore_merges: false, adds_bos: false };
-
-/// Every pre-tokenizer that is understood, with the expressions of the `tokenizer.json` that the name stands for; `default` has
-/// llama.cpp's own.
-static PRE_TOKENIZERS: &[PreTokenizer] = &[
-    PreTokenizer {
-        names: &["default"],
-        splits: &[
-            r"[\p{P}\$\+<=>\^~\|]+",
-            r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
-            r"\p{N}+",
-            "[0-9][0-9][0-9]",
-        ],
-        gpt2: false,
-        ..PLAIN
-    },
-    PreTokenizer { names: &["gpt-2"], ..PLAIN },
-    PreTokenizer {
-        names: &["llama-bpe", "llama3", "llama-v3"],
-        splits: &[LLAMA3_SPLIT],
-        gpt2: false,
-        ignore_merges: true,
-        adds_bos: true,
-        ..PLAIN
-    },
-    // Phi-4 and SmolLM3.
-    PreTokenizer { names: &["dbrx", "smaug-bpe"], splits: &[LLAMA3_SPLIT], gpt2: false, ..PLAIN },
-    PreTokenizer {
-        names: &["qwen2"],
-        splits: &[
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ],
-        gpt2: false,
-        nfc: true,
-        ..PLAIN
-    },
-    PreTokenizer { names: &["smollm"], splits: &[r"\p{N}"], ..PLAIN },
-];
+/// Special tokens of Phi-3 that leave the white space after them alone.
+const PHI3_KEEP_SPACE: &[&str] = &["<unk>", "<s>", "<|endoftext|>"];
 
 /// Reads the text files, all but the config. `path` is for messages.
 ///
@@ -119,22 +49,17 @@ pub(super) fn read(path: &Path, metadata: &Metadata) -> Result<TextFiles, ModelE
 }
 
 fn files(metadata: &Metadata) -> Result<TextFiles, String> {
-    match metadata.text(MODEL)? {
-        Some("gpt2") => {}
-        Some("llama") => {
-            return Err(format!("{MODEL} is \"llama\" (SentencePiece); only \"gpt2\" (BPE) is understood"));
-        }
-        other => return Err(format!("{MODEL} is {:?}; only \"gpt2\" (BPE) is understood", other.unwrap_or("missing"))),
-    }
-    if metadata.flag(ADD_SPACE)? == Some(true) {
-        return Err(format!("{ADD_SPACE} is true, which is not understood for BPE"));
-    }
-    let name = metadata.text(PRE)?.unwrap_or("default");
-    let pre = PRE_TOKENIZERS.iter().find(|pre| pre.names.contains(&name)).ok_or_else(|| {
-        let known: Vec<_> = PRE_TOKENIZERS.iter().flat_map(|pre| pre.names).copied().collect();
-        format!("{PRE} is {name:?}; understood are {}", known.join(", "))
-    })?;
     let vocabulary = Vocabulary::read(metadata)?;
+    let (tokenizer, adds_bos) = match metadata.text(MODEL)? {
+        Some("gpt2") => byte_level_bpe(metadata, &vocabulary)?,
+        Some("llama") => (sentence_piece(metadata, &vocabulary)?, true),
+        other => {
+            let other = other.unwrap_or("missing");
+            return Err(format!(
+                "{MODEL} is {other:?}; \"gpt2\" (BPE) and \"llama\" (SentencePiece's BPE) are understood"
+            ));
+        }
+    };
     let roles = vocabulary.roles(metadata)?;
     let mut ends = vocabulary.ends();
     let mut generation = Map::new();
@@ -145,9 +70,9 @@ fn files(metadata: &Metadata) -> Result<TextFiles, String> {
         ends.extend(metadata.count(key)?);
     }
     generation.insert("eos_token_id".to_owned(), ends.into());
-    let (chat_template, named_templates) = templates(metadata, pre, &roles)?;
+    let (chat_template, named_templates) = templates(metadata, adds_bos, &roles)?;
     Ok(TextFiles {
-        tokenizer: tokenizer(&vocabulary, &merges(metadata)?, pre).to_string(),
+        tokenizer,
         tokenizer_config: Some(Value::Object(roles).to_string()),
         generation_config: Some(Value::Object(generation).to_string()),
         chat_template,
@@ -156,110 +81,145 @@ fn files(metadata: &Metadata) -> Result<TextFiles, String> {
     })
 }
 
-/// The tokens by id, and their types.
-struct Vocabulary<'a> {
-    tokens: Vec<&'a str>,
-    /// As many, or none at all.
-    types: Vec<u64>,
-}
-
-impl<'a> Vocabulary<'a> {
-    fn read(metadata: &'a Metadata) -> Result<Self, String> {
-        let tokens = metadata.texts(TOKENS)?.ok_or_else(|| format!("{TOKENS} is missing"))?;
-        let types = metadata.counts(TYPES)?.unwrap_or_default();
-        if !types.is_empty() && types.len() != tokens.len() {
-            return Err(format!("{TYPES} has {} entries, {TOKENS} has {}", types.len(), tokens.len()));
-        }
-        let this = Self { tokens, types };
-        let mut seen = BTreeMap::new();
-        for (id, token, _) in this.all() {
-            if let Some(before) = seen.insert(token, id) {
-                return Err(format!("{TOKENS}: {token:?} is token {before} and token {id}"));
-            }
-        }
-        Ok(this)
+/// A `tokenizer.json` of GPT-2's kind, and whether a prompt begins with a start token unless the file says.
+fn byte_level_bpe(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<(String, bool), String> {
+    if metadata.flag(ADD_SPACE)? == Some(true) {
+        return Err(format!("{ADD_SPACE} is true, which is not understood for BPE"));
     }
-
-    /// Every token in use: id, text and type.
-    fn all(&self) -> impl Iterator<Item = (usize, &'a str, u64)> {
-        let kinds = self.types.iter().copied().chain(std::iter::repeat(0));
-        let all = self.tokens.iter().enumerate().zip(kinds);
-        all.map(|((id, token), kind)| (id, *token, kind))
-            .filter(|(_, token, kind)| !token.is_empty() && *kind != UNUSED)
-    }
-
-    /// Tokens that end a turn by their text.
-    fn ends(&self) -> Vec<u64> {
-        let ends = self.all().filter(|(_, token, kind)| *kind == CONTROL && END_TEXTS.contains(token));
-        ends.map(|(id, ..)| id as u64).collect()
-    }
-
-    /// Texts of the special tokens by their roles.
-    fn roles(&self, metadata: &Metadata) -> Result<Map<String, Value>, String> {
-        let mut roles = Map::new();
-        for (key, role) in ROLES {
-            let Some(id) = metadata.count(key)? else { continue };
-            let token = usize::try_from(id).ok().and_then(|id| self.tokens.get(id));
-            let token = token.ok_or_else(|| format!("{key} is {id}; there are {} tokens", self.tokens.len()))?;
-            roles.insert((*role).to_owned(), (*token).into());
-        }
-        Ok(roles)
-    }
-}
-
-/// Pairs of pieces; neither holds a space, but the first may start with one.
-fn merges(metadata: &Metadata) -> Result<Vec<Value>, String> {
-    let list = metadata.texts(MERGES)?.ok_or_else(|| format!("{MERGES} is missing"))?;
-    let pair = |merge: &&str| {
-        let (at, _) = merge.char_indices().skip(1).find(|(_, c)| *c == ' ')?;
-        Some(json!([merge[..at], merge[at + 1..]]))
+    let pre = PreTokenizer::named(metadata.text(PRE)?.unwrap_or("default"))?;
+    let json = TokenizerJson {
+        added_tokens: vocabulary.added(&|_| false),
+        normalizer: if pre.nfc { json!({"type": "NFC"}) } else { Value::Null },
+        pre_tokenizer: pre.json(),
+        decoder: byte_level(true),
+        model: Bpe { ignore_merges: pre.ignore_merges, ..Bpe::new(vocabulary, merges(metadata)?) },
+        ..TokenizerJson::default()
     };
-    list.iter().map(|merge| pair(merge).ok_or_else(|| format!("{MERGES}: {merge:?} is no pair"))).collect()
+    Ok((json.text()?, pre.adds_bos))
 }
 
-/// The `tokenizer.json`.
-fn tokenizer(vocabulary: &Vocabulary<'_>, merges: &[Value], pre: &PreTokenizer) -> Value {
-    let mut vocab = Map::new();
-    let mut added = Vec::new();
-    for (id, token, kind) in vocabulary.all() {
-        vocab.insert(token.to_owned(), id.into());
-        if kind == CONTROL || kind == USER_DEFINED {
-            added.push(json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": kind == CONTROL}));
+/// A `tokenizer.json` of SentencePiece's kind: spaces are `▁`, pieces are merged by score, and what no piece spells becomes bytes.
+fn sentence_piece(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<String, String> {
+    if metadata.flag(REMOVE_SPACES)? == Some(true) {
+        return Err(format!("{REMOVE_SPACES} is true: what a text becomes would depend on what follows it"));
+    }
+    if metadata.asks(CHARACTERS) {
+        return Err(format!("{CHARACTERS} is there, which is not understood for {MODEL} \"llama\""));
+    }
+    if let Some(byte) = vocabulary.missing_byte() {
+        return Err(format!("tokenizer.ggml.tokens has no token {byte}, so that some text has none"));
+    }
+    // As llama.cpp has it: a text begins with a space, at the start of a prompt and after every special token.
+    let prefix = metadata.flag(ADD_SPACE)?.unwrap_or(true);
+    let escape = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let unescape = json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "});
+    let normalizer = match prefix {
+        true => json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, escape]}),
+        false => escape,
+    };
+    // Attributes of tokens are lost in conversion; for this family llama.cpp restores them by the model's name.
+    let name = metadata.text(NAME)?.unwrap_or_default().to_lowercase();
+    let is_phi3 = name.contains("phi-3") || name.contains("phi3");
+    let json = TokenizerJson {
+        added_tokens: vocabulary.added(&|token| is_phi3 && !PHI3_KEEP_SPACE.contains(&token)),
+        normalizer,
+        decoder: json!({"type": "Sequence", "decoders": [unescape, {"type": "ByteFallback"}, {"type": "Fuse"}]}),
+        model: Bpe {
+            unk_token: vocabulary.unknown(),
+            fuse_unk: true,
+            byte_fallback: true,
+            ..Bpe::new(vocabulary, vocabulary.merges_by_score(metadata)?)
+        },
+        ..TokenizerJson::default()
+    };
+    json.text()
+}
+
+/// A `tokenizer.json`, written as it is read: a vocabulary of 256 thousand tokens is not held as a tree of values.
+#[derive(Serialize)]
+struct TokenizerJson<'a> {
+    version: &'static str,
+    truncation: (),
+    padding: (),
+    added_tokens: Vec<Value>,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: (),
+    decoder: Value,
+    model: Bpe<'a>,
+}
+
+/// The model of a `tokenizer.json`.
+#[derive(Serialize)]
+struct Bpe<'a> {
+    r#type: &'static str,
+    dropout: (),
+    unk_token: Option<&'a str>,
+    continuing_subword_prefix: (),
+    end_of_word_suffix: (),
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    #[serde(serialize_with = "as_map")]
+    vocab: Vec<(&'a str, usize)>,
+    merges: Vec<Merge<'a>>,
+}
+
+fn as_map<S: Serializer>(vocab: &[(&str, usize)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(vocab.iter().copied())
+}
+
+impl Default for TokenizerJson<'_> {
+    fn default() -> Self {
+        Self {
+            version: "1.0",
+            truncation: (),
+            padding: (),
+            added_tokens: Vec::new(),
+            normalizer: Value::Null,
+            pre_tokenizer: Value::Null,
+            post_processor: (),
+            decoder: Value::Null,
+            model: Bpe::of(Vec::new(), Vec::new()),
         }
     }
-    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex});
-    json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
-        "normalizer": if pre.nfc { json!({"type": "NFC"}) } else { Value::Null },
-        "pre_tokenizer": pre.json(), "post_processor": null,
-        "decoder": byte_level(true),
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": pre.ignore_merges, "vocab": vocab, "merges": merges}})
 }
 
-impl PreTokenizer {
-    /// As a `tokenizer.json` has it.
-    fn json(&self) -> Value {
-        let split =
-            |regex| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
-        let steps: Vec<_> = self.splits.iter().map(split).chain([byte_level(self.gpt2)]).collect();
-        json!({"type": "Sequence", "pretokenizers": steps})
+impl TokenizerJson<'_> {
+    fn text(&self) -> Result<String, String> {
+        serde_json::to_string(self).map_err(|e| e.to_string())
     }
 }
 
-fn byte_level(use_regex: bool) -> Value {
-    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex})
+impl<'a> Bpe<'a> {
+    fn new(vocabulary: &Vocabulary<'a>, merges: Vec<Merge<'a>>) -> Self {
+        Self::of(vocabulary.ids().collect(), merges)
+    }
+
+    fn of(vocab: Vec<(&'a str, usize)>, merges: Vec<Merge<'a>>) -> Self {
+        Self {
+            r#type: "BPE",
+            dropout: (),
+            unk_token: None,
+            continuing_subword_prefix: (),
+            end_of_word_suffix: (),
+            fuse_unk: false,
+            byte_fallback: false,
+            ignore_merges: false,
+            vocab,
+            merges,
+        }
+    }
 }
 
 /// The chat template, and those with names.
 type Templates = (Option<String>, BTreeMap<String, String>);
 
 /// Reads the templates. Where the file asks for a start token that a template does not write, the template is made to.
-fn templates(metadata: &Metadata, pre: &PreTokenizer, roles: &Map<String, Value>) -> Result<Templates, String> {
+fn templates(metadata: &Metadata, adds_bos: bool, roles: &Map<String, Value>) -> Result<Templates, String> {
     let bos = roles.get("bos_token").and_then(Value::as_str);
     let asked = metadata.flag(ADD_BOS)?;
-    let adds_bos = asked.unwrap_or(pre.adds_bos);
+    let adds_bos = asked.unwrap_or(adds_bos);
     if asked == Some(true) && bos.is_none() {
         return Err(format!("{ADD_BOS} is true, but there is no tokenizer.ggml.bos_token_id"));
     }
@@ -276,33 +236,4 @@ fn templates(metadata: &Metadata, pre: &PreTokenizer, roles: &Map<String, Value>
         }
     }
     Ok((metadata.text(TEMPLATE)?.map(whole), named))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper};
-
-    use super::*;
-
-    #[test]
-    fn text_is_split_as_the_names_say() {
-        let rest = [" ", " x", "\n\n"].as_slice();
-        for (name, start) in [
-            ("default", ["It", "'", "s", " ", "123", "45"].as_slice()),
-            ("gpt-2", &["It", "'s", " 12345"]),
-            ("llama-bpe", &["It", "'s", " ", "123", "45"]),
-            ("qwen2", &["It", "'s", " ", "1", "2", "3", "4", "5"]),
-            ("smollm", &["It", "'s", " ", "1", "2", "3", "4", "5"]),
-        ] {
-            let pre = PRE_TOKENIZERS.iter().find(|pre| pre.names.contains(&name)).unwrap();
-            let steps: PreTokenizerWrapper = serde_json::from_value(pre.json()).unwrap();
-            let text = "It's 12345  x\n\n";
-            let mut pieces = PreTokenizedString::from(text);
-            steps.pre_tokenize(&mut pieces).unwrap();
-            let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
-            let found: Vec<&str> = splits.iter().map(|(_, (from, to), _)| &text[*from..*to]).collect();
-            assert_eq!(found, [start, rest].concat(), "{name}");
-        }
-    }
 }

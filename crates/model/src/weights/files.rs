@@ -4,7 +4,7 @@
 //! [`File`], tensors by name; and `B3SUMS`, where there is one, held against the files. Deliberately not here: which tensors
 //! a model needs, and what their elements are in f32.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::ops::Range;
@@ -16,8 +16,10 @@ use candle_core::safetensors::{BufferedSafetensors, MmapedSafetensors, SliceSafe
 use holdfast_types::Digest;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError};
+use serde::Deserialize;
 
-use crate::{ModelError, gguf};
+use crate::limits::{INDEX_BYTES_MAX, TEXT_BYTES_MAX, read_text};
+use crate::{ModelError, gguf, safetensors_header};
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -59,6 +61,8 @@ pub(crate) enum Element {
     Blocks(GgmlDType),
     /// Bytes, which only mean something together with other tensors.
     U8,
+    /// Blocks of four-bit floats under a common power of two.
+    Mxfp4,
     /// One that is not read, by its name.
     Other(String),
 }
@@ -72,6 +76,7 @@ impl Element {
             Self::Bf16 => "BF16",
             Self::Blocks(dtype) => BLOCKS.iter().find(|(known, _)| known == dtype).map_or("blocks", |(_, name)| *name),
             Self::U8 => "U8",
+            Self::Mxfp4 => "MXFP4",
             Self::Other(name) => name,
         }
     }
@@ -102,6 +107,13 @@ pub(super) enum File {
 impl File {
     /// Of the bytes of one safetensors file. `path` is for messages.
     pub(super) fn of_bytes(path: &Path, bytes: WeightBytes) -> Result<Self, ModelError> {
+        safetensors_header::check_bytes(
+            path,
+            match &bytes {
+                WeightBytes::Static(bytes) => bytes,
+                WeightBytes::Owned(bytes) => bytes,
+            },
+        )?;
         let file = match bytes {
             WeightBytes::Static(bytes) => SliceSafetensors::new(bytes).map(Self::Static),
             WeightBytes::Owned(bytes) => BufferedSafetensors::new(bytes).map(Self::Buffered),
@@ -146,6 +158,7 @@ fn stored<'a>(view: &TensorView<'a>) -> Stored<'a> {
 /// Maps the safetensors files of a directory.
 pub(super) fn open(directory: &Path) -> Result<Vec<Arc<File>>, ModelError> {
     let map = |path: &PathBuf| {
+        safetensors_header::check_file(path)?;
         // SAFETY: the mapping is read only, and soundness needs that nobody changes the file while it is mapped. A model
         // directory is documented as immutable while it is served; candle checks every offset against the length.
         let file = unsafe { MmapedSafetensors::new(path) }.map_err(|e| file_error(path, &e))?;
@@ -163,15 +176,12 @@ fn weight_files(directory: &Path) -> Result<Vec<PathBuf>, ModelError> {
         return Ok(vec![single]);
     }
     let wrong = |problem: String| ModelError::Weights { path: index.clone(), problem };
-    let text = fs::read_to_string(&index).map_err(|source| ModelError::Read { path: index.clone(), source })?;
-    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(format!("not JSON: {e}")))?;
-    let map = value.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| wrong("no weight_map".to_owned()))?;
-    let names: BTreeSet<&str> = map
-        .values()
-        .map(|name| {
-            name.as_str().filter(|n| is_plain_name(n)).ok_or_else(|| wrong(format!("shard {name} is no file name")))
-        })
-        .collect::<Result<_, _>>()?;
+    let text = read_text(&index, INDEX_BYTES_MAX)?;
+    let Index { weight_map } = serde_json::from_str(&text).map_err(|e| wrong(format!("not an index: {e}")))?;
+    if let Some((tensor, shard)) = weight_map.iter().find(|(_, shard)| !is_plain_name(shard)) {
+        return Err(wrong(format!("weight_map: shard {shard:?} of tensor {tensor:?} is no file name")));
+    }
+    let names: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
     if names.is_empty() || names.len() > SHARDS_MAX {
         return Err(wrong(format!("{} shards; 1 to {SHARDS_MAX} are read", names.len())));
     }
@@ -180,6 +190,13 @@ fn weight_files(directory: &Path) -> Result<Vec<PathBuf>, ModelError> {
         Some((path, source)) => Err(ModelError::Read { path: path.clone(), source }),
         None => Ok(shards),
     }
+}
+
+/// The index, as far as it is looked at.
+#[derive(Deserialize)]
+struct Index {
+    /// Shards by tensor.
+    weight_map: BTreeMap<String, String>,
 }
 
 /// A file name without a way out of its directory.
@@ -206,7 +223,7 @@ fn file_error(path: &Path, error: &candle_core::Error) -> ModelError {
     }
 }
 
-pub(crate) fn root(error: &candle_core::Error) -> &candle_core::Error {
+fn root(error: &candle_core::Error) -> &candle_core::Error {
     match error {
         candle_core::Error::WithPath { inner, .. }
         | candle_core::Error::WithBacktrace { inner, .. }
@@ -222,10 +239,10 @@ pub(crate) fn root(error: &candle_core::Error) -> &candle_core::Error {
 /// [`ModelError::Checksum`] for a file that differs, [`ModelError::ChecksumList`] for a line that cannot be read.
 pub(crate) fn verify_checksums(directory: &Path, only: Option<&OsStr>) -> Result<(), ModelError> {
     let list = directory.join(CHECKSUM_FILE);
-    let text = match fs::read_to_string(&list) {
+    let text = match read_text(&list, TEXT_BYTES_MAX) {
         Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(ModelError::Read { path: list, source }),
+        Err(ModelError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
     };
     for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |problem: String| ModelError::ChecksumList { path: list.clone(), line: i + 1, problem };

@@ -13,7 +13,7 @@ use holdfast_types::Digest;
 
 use super::experts::{Alternating, BLOCK_BYTES};
 use super::files::{Element, File, Stored};
-use super::{Unread, Values, Weights};
+use super::{OnRead, Unread, Values, Weights};
 use crate::error::some_names;
 use crate::gguf::{self, ROPE_TENSORS};
 use crate::{DecoderConfig, GgufForm, LayerPart, ModelError, Storage, TensorNames, TensorRole, TensorSpec};
@@ -77,6 +77,7 @@ impl Layout {
         path: &Path,
         files: &[Arc<File>],
         config: &DecoderConfig,
+        on_read: &mut OnRead<'_>,
     ) -> Result<Weights, ModelError> {
         let mut found = self.find(path, files)?;
         let root = self.roots.iter().find(|root| found.contains_key(rooted(self.names.embedding, root).as_ref()));
@@ -111,10 +112,17 @@ impl Layout {
         let rows = rows_of(&specs);
         let reader = Reader { layout: self, path, found: &found, config };
         let mut tensors = HashMap::with_capacity(specs.len());
-        let mut parameters = 0;
+        let bytes_of =
+            |name: &str| found.get(name).and_then(|file| file.get(name)).map_or(0, |stored| stored.bytes.len() as u64);
+        let bytes_total = found.keys().map(|name| bytes_of(name)).sum();
+        let (mut parameters, mut bytes_read) = (0, 0);
         for (spec, rows) in specs.iter().zip(rows) {
+            // A part of a tensor has its share of the bytes.
+            let share = |bytes: u64| bytes * rows.0.len() as u64 / rows.1.max(1) as u64;
+            bytes_read += spec.in_files().iter().map(|name| share(bytes_of(name))).sum::<u64>();
             let values = reader.read(spec, rows)?;
             parameters += values.as_slice().len() as u64;
+            on_read(bytes_read, bytes_total);
             tensors.insert(spec.role, values);
         }
         Ok(Weights { tensors, layers: config.layers.len(), digest: digest(&found), parameters })

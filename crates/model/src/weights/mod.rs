@@ -19,10 +19,16 @@ use candle_core::quantized::GgmlDType;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use holdfast_types::Digest;
 
+use crate::mxfp4;
 use crate::{DecoderConfig, GgufForm, LayerPart, ModelError, TensorRole, gguf};
+#[cfg(test)]
+pub(crate) use files::BLOCKS;
 use files::File;
-pub(crate) use files::{BLOCKS, Element, Stored, WeightBytes, root, verify_checksums};
+pub(crate) use files::{Element, Stored, WeightBytes, verify_checksums};
 use layout::Layout;
+
+/// Hears how many bytes of tensors were read, and how many there are.
+pub(crate) type OnRead<'a> = dyn FnMut(u64, u64) + 'a;
 
 /// The weights of a model, checked against its config.
 ///
@@ -160,8 +166,12 @@ impl Weights {
     ///
     /// # Errors
     /// The [`ModelError`] that names the first file or tensor that is wrong.
-    pub(crate) fn from_directory(directory: &Path, config: &DecoderConfig) -> Result<Self, ModelError> {
-        Layout::safetensors(config).check(directory, &files::open(directory)?, config)
+    pub(crate) fn from_directory(
+        directory: &Path,
+        config: &DecoderConfig,
+        on_read: &mut OnRead<'_>,
+    ) -> Result<Self, ModelError> {
+        Layout::safetensors(config).check(directory, &files::open(directory)?, config, on_read)
     }
 
     /// Reads weights from the bytes of one safetensors file. `path` is for messages.
@@ -169,7 +179,7 @@ impl Weights {
     /// # Errors
     /// The [`ModelError`] that names the first tensor that is wrong.
     pub(crate) fn from_bytes(path: &Path, bytes: WeightBytes, config: &DecoderConfig) -> Result<Self, ModelError> {
-        Layout::safetensors(config).check(path, &[Arc::new(File::of_bytes(path, bytes)?)], config)
+        Layout::safetensors(config).check(path, &[Arc::new(File::of_bytes(path, bytes)?)], config, &mut |_, _| {})
     }
 
     /// Reads the weights of a GGUF file. `path` is for messages.
@@ -181,8 +191,9 @@ impl Weights {
         tensors: gguf::Tensors,
         config: &DecoderConfig,
         form: &GgufForm,
+        on_read: &mut OnRead<'_>,
     ) -> Result<Self, ModelError> {
-        Layout::gguf(form).check(path, &[Arc::new(File::Gguf(tensors))], config)
+        Layout::gguf(form).check(path, &[Arc::new(File::Gguf(tensors))], config, on_read)
     }
 }
 
@@ -220,6 +231,7 @@ impl Values {
                 shape[0] = rows.len();
                 dequantised(*dtype, bytes, shape)
             }
+            Element::Mxfp4 => Ok(Self::Owned(mxfp4::to_f32(bytes))),
             Element::U8 | Element::Other(_) => Err(Unread::Dtype),
         }
     }

@@ -1,48 +1,58 @@
 //! Micro GGUF files, made from the Hugging Face form of the same model by the conventions of llama.cpp's converter.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Cursor;
 use std::path::Path;
 
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{Device, Tensor, safetensors};
+use candle_core::{DType, Device, Tensor, safetensors};
+use holdfast_model::random::MicroFamily::{Gemma2, Gemma3, GptOss, Mistral, Phi3};
 use holdfast_model::random::{MICRO_LONG_ROPE_CONTEXT, MicroFamily, MicroRope, MicroShape};
 use holdfast_model::{Model, ModelError, ModelSource};
 use serde_json::Value as Json;
+
+/// ggml's number for MXFP4.
+const MXFP4: u32 = 39;
 
 /// A GGUF file before it is written; entries can be changed.
 #[derive(Clone)]
 pub(crate) struct Gguf {
     pub(crate) metadata: Vec<(String, Value)>,
     pub(crate) tensors: Vec<(String, Tensor, GgmlDType)>,
+    /// Blocks of MXFP4, by the name of the tensor that they are. The writer knows no MXFP4: the tensor is a Q8_0, which has room for them.
+    pub(crate) mxfp4: BTreeMap<String, Vec<u8>>,
 }
 
 impl Gguf {
-    /// The same model as `shape` gives in Hugging Face layout, its matrices as `dtype` and its vectors as F32.
+    /// The same model as `shape` gives in Hugging Face layout: its matrices as `dtype`, its packed experts as MXFP4, the rest as F32.
     pub(crate) fn of(shape: &MicroShape, dtype: GgmlDType) -> Self {
         let directory = tempfile::tempdir().unwrap();
         shape.write(directory.path()).unwrap();
-        let arch = match shape.family {
-            MicroFamily::Mistral => "llama",
-            family => family.names().1,
-        };
-        let turns_pairs = matches!(arch, "llama" | "smollm3");
-        let mut tensors = Vec::new();
-        let mut stored: Vec<_> =
-            safetensors::load(directory.path().join("model.safetensors"), &Device::Cpu).unwrap().into_iter().collect();
-        stored.sort_by(|a, b| a.0.cmp(&b.0));
-        for (name, tensor) in stored {
-            let turned = |heads| if turns_pairs { permute(&tensor, heads) } else { tensor.clone() };
+        let config: Json = serde_json::from_str(&shape.text_files().config).unwrap();
+        let mut metadata = metadata(shape, &config);
+        metadata.extend(tokenizer(directory.path(), shape.vocab_size));
+        let mut file = Self { metadata, tensors: Vec::new(), mxfp4: BTreeMap::new() };
+
+        let stored = safetensors::load(directory.path().join("model.safetensors"), &Device::Cpu).unwrap();
+        let stored: BTreeMap<_, _> = stored.into_iter().collect();
+        let turns_pairs = matches!(architecture(shape.family), "llama" | "smollm3");
+        for (name, tensor) in &stored {
+            let turned = |heads| if turns_pairs { permute(tensor, heads) } else { tensor.clone() };
             let tensor = match name.rsplit('.').nth(1).unwrap() {
                 "q_proj" => turned(shape.heads),
                 "k_proj" => turned(shape.kv_heads),
-                _ => tensor,
+                part if part.ends_with("norm") && matches!(shape.family, Gemma2 | Gemma3) => (tensor + 1.0).unwrap(),
+                "experts" => {
+                    file.push_experts(name, tensor, &stored);
+                    continue;
+                }
+                _ => tensor.clone(),
             };
             let dtype = if tensor.rank() == 2 { dtype } else { GgmlDType::F32 };
-            tensors.push((gguf_name(&name), tensor, dtype));
+            file.tensors.push((gguf_name(shape.family, name), tensor, dtype));
         }
-        let config: Json = serde_json::from_str(&shape.text_files().config).unwrap();
         let list = |key: &str| {
             let all = config["rope_scaling"][key].as_array().unwrap();
             all.iter().map(|factor| factor.as_f64().unwrap() as f32).collect::<Vec<_>>()
@@ -57,43 +67,44 @@ impl Gguf {
         };
         for (name, divisors) in divisors {
             let divisors = Tensor::from_slice(&divisors, divisors.len(), &Device::Cpu).unwrap();
-            tensors.push((name.to_owned(), divisors, GgmlDType::F32));
+            file.tensors.push((name.to_owned(), divisors, GgmlDType::F32));
         }
-        let mut metadata = vec![("general.architecture".to_owned(), Value::String(arch.to_owned()))];
-        let count = |n: usize| Value::U32(n as u32);
-        for (key, value) in [
-            ("block_count", count(shape.layers)),
-            ("context_length", Value::U32(shape.context_limit)),
-            ("embedding_length", count(shape.hidden)),
-            ("feed_forward_length", count(shape.ffn)),
-            ("attention.head_count", count(shape.heads)),
-            ("attention.head_count_kv", count(shape.kv_heads)),
-            ("attention.key_length", count(shape.head_dim)),
-            ("attention.value_length", count(shape.head_dim)),
-            ("attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
-            ("rope.freq_base", Value::F32(10_000.0)),
-        ] {
-            metadata.push((format!("{arch}.{key}"), value));
+        file
+    }
+
+    /// A tensor of gpt-oss's experts: outputs before inputs, those of gate and up apart, scales before the elements under them.
+    fn push_experts(&mut self, name: &str, tensor: &Tensor, stored: &BTreeMap<String, Tensor>) {
+        let (layer, part) = name.split_once("mlp.experts.").unwrap();
+        let layer = layer.replace("model.layers.", "blk.");
+        let (kind, tensor, is_packed) = match part.rsplit('_').next().unwrap() {
+            // They come with their blocks.
+            "scales" => return,
+            "blocks" => {
+                let scales = &stored[&name.replace("_blocks", "_scales")];
+                ("weight", Tensor::cat(&[&scales.unsqueeze(3).unwrap(), &halves_apart(tensor)], 3).unwrap(), true)
+            }
+            "bias" => ("bias", tensor.clone(), false),
+            _ => ("weight", tensor.transpose(1, 2).unwrap().contiguous().unwrap(), false),
+        };
+        let every_other = |from: u32| {
+            let rows: Vec<u32> = (0..tensor.dims()[1] as u32 / 2).map(|row| 2 * row + from).collect();
+            tensor.index_select(&Tensor::new(rows, tensor.device()).unwrap(), 1).unwrap()
+        };
+        let parts = match part.starts_with("down_proj") {
+            true => vec![("down", tensor)],
+            false => vec![("gate", every_other(0)), ("up", every_other(1))],
+        };
+        for (role, tensor) in parts {
+            let name = format!("{layer}ffn_{role}_exps.{kind}");
+            if !is_packed {
+                self.tensors.push((name, tensor, GgmlDType::F32));
+                continue;
+            }
+            let (experts, outputs, blocks, _) = tensor.dims4().unwrap();
+            let room = Tensor::zeros((experts, outputs, 32 * blocks), DType::F32, &Device::Cpu).unwrap();
+            self.tensors.push((name.clone(), room, GgmlDType::Q8_0));
+            self.mxfp4.insert(name, tensor.flatten_all().unwrap().to_vec1().unwrap());
         }
-        if arch == "llama" {
-            metadata.push(("llama.rope.dimension_count".to_owned(), count(shape.head_dim)));
-            metadata.push(("llama.vocab_size".to_owned(), Value::U32(shape.vocab_size)));
-        }
-        if arch == "phi3" {
-            let turned = (shape.head_dim as f64 * shape.rotary_share) as usize;
-            metadata.push(("phi3.rope.dimension_count".to_owned(), count(turned)));
-            metadata
-                .push(("phi3.rope.scaling.original_context_length".to_owned(), Value::U32(MICRO_LONG_ROPE_CONTEXT)));
-            metadata.push(("phi3.attention.sliding_window".to_owned(), Value::U32(shape.window.unwrap_or(0))));
-            metadata.retain(|(key, _)| key != "phi3.attention.key_length" && key != "phi3.attention.value_length");
-        }
-        if shape.rope == MicroRope::Yarn {
-            metadata.push((format!("{arch}.rope.scaling.type"), Value::String("yarn".to_owned())));
-            metadata.push((format!("{arch}.rope.scaling.factor"), Value::F32(8.0)));
-            metadata.push((format!("{arch}.rope.scaling.original_context_length"), Value::U32(64)));
-        }
-        metadata.extend(tokenizer(directory.path(), shape.vocab_size));
-        Self { metadata, tensors }
     }
 
     /// Sets a key, or takes it away.
@@ -117,7 +128,12 @@ impl Gguf {
         let metadata: Vec<_> = self.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
         let mut out = Cursor::new(Vec::new());
         gguf_file::write(&mut out, &metadata, &tensors).unwrap();
-        out.into_inner()
+        let mut bytes = out.into_inner();
+        if !self.mxfp4.is_empty() {
+            let content = gguf_file::Content::read(&mut Cursor::new(&bytes)).unwrap();
+            self.mxfp4.iter().for_each(|(name, blocks)| place_mxfp4(&mut bytes, &content, name, blocks));
+        }
+        bytes
     }
 
     pub(crate) fn load(&self) -> Result<Model, ModelError> {
@@ -133,6 +149,26 @@ pub(crate) fn load_bytes(bytes: &[u8]) -> Result<Model, ModelError> {
     Model::load(&ModelSource::resolve(path.to_str().unwrap()).unwrap())
 }
 
+/// Makes a tensor of Q8_0 one of MXFP4.
+fn place_mxfp4(bytes: &mut [u8], content: &gguf_file::Content, name: &str, blocks: &[u8]) {
+    let start = (content.tensor_data_offset + content.tensor_infos[name].offset) as usize;
+    bytes[start..start + blocks.len()].copy_from_slice(blocks);
+    // An entry of the header: the name, how many dimensions, each of them, the type.
+    let dimensions = bytes.windows(name.len()).position(|window| window == name.as_bytes()).unwrap() + name.len();
+    let kind = dimensions + 4 + 8 * usize::from(bytes[dimensions]);
+    bytes[kind..kind + 4].copy_from_slice(&MXFP4.to_le_bytes());
+}
+
+/// Blocks of 16 bytes, whose byte i holds elements 2i and 2i + 1, as ggml has them: elements i and i + 16.
+fn halves_apart(blocks: &Tensor) -> Tensor {
+    let mut bytes: Vec<u8> = blocks.flatten_all().unwrap().to_vec1().unwrap();
+    for block in bytes.chunks_exact_mut(16) {
+        let elements: Vec<u8> = block.iter().flat_map(|pair| [pair & 0xf, pair >> 4]).collect();
+        block.iter_mut().enumerate().for_each(|(i, byte)| *byte = elements[i] | elements[i + 16] << 4);
+    }
+    Tensor::from_vec(bytes, blocks.dims(), &Device::Cpu).unwrap()
+}
+
 /// `LlamaModel.permute` of llama.cpp's converter, word by word.
 fn permute(tensor: &Tensor, heads: usize) -> Tensor {
     let mut split = vec![heads, 2, tensor.dims()[0] / heads / 2];
@@ -140,14 +176,92 @@ fn permute(tensor: &Tensor, heads: usize) -> Tensor {
     tensor.reshape(split).unwrap().transpose(1, 2).unwrap().contiguous().unwrap().reshape(tensor.dims()).unwrap()
 }
 
-fn gguf_name(name: &str) -> String {
-    let name = name.replace("model.layers.", "blk.");
+/// `general.architecture`.
+fn architecture(family: MicroFamily) -> &'static str {
+    match family {
+        Mistral => "llama",
+        Gemma3 => "gemma3",
+        GptOss => "gpt-oss",
+        family => family.names().1,
+    }
+}
+
+/// The keys of the config.
+fn metadata(shape: &MicroShape, config: &Json) -> Vec<(String, Value)> {
+    let arch = architecture(shape.family);
+    let mut all = vec![("general.architecture".to_owned(), Value::String(arch.to_owned()))];
+    let mut set = |key: &str, value: Value| all.push((format!("{arch}.{key}"), value));
+    let count = |n: usize| Value::U32(n as u32);
+    let number = |key: &str| Value::F32(config[key].as_f64().unwrap() as f32);
+    let window = Value::U32(shape.window.unwrap_or(0));
+    set("block_count", count(shape.layers));
+    set("context_length", Value::U32(shape.context_limit));
+    set("embedding_length", count(shape.hidden));
+    set("feed_forward_length", count(shape.ffn));
+    set("attention.head_count", count(shape.heads));
+    set("attention.head_count_kv", count(shape.kv_heads));
+    set("attention.layer_norm_rms_epsilon", Value::F32(1e-5));
+    set("rope.freq_base", Value::F32(10_000.0));
+    if shape.family != Phi3 {
+        set("attention.key_length", count(shape.head_dim));
+        set("attention.value_length", count(shape.head_dim));
+    }
+    match shape.family {
+        Phi3 => {
+            set("rope.dimension_count", count((shape.head_dim as f64 * shape.rotary_share) as usize));
+            set("rope.scaling.original_context_length", Value::U32(MICRO_LONG_ROPE_CONTEXT));
+            set("attention.sliding_window", window);
+        }
+        Gemma2 => {
+            set("attention.sliding_window", window);
+            set("attn_logit_softcapping", number("attn_logit_softcapping"));
+            set("final_logit_softcapping", number("final_logit_softcapping"));
+        }
+        Gemma3 => {
+            set("attention.sliding_window", window);
+            set("attention.sliding_window_pattern", Value::U32(3));
+            set("final_logit_softcapping", number("final_logit_softcapping"));
+            set("rope.freq_base_swa", number("rope_local_base_freq"));
+        }
+        GptOss => {
+            set("attention.sliding_window", window);
+            set("expert_count", count(shape.experts));
+            set("expert_used_count", Value::U32(2));
+            set("expert_feed_forward_length", count(shape.ffn));
+            set("rope.scaling.yarn_beta_fast", Value::F32(8.0));
+            set("rope.scaling.yarn_beta_slow", Value::F32(0.25));
+        }
+        _ if arch == "llama" => {
+            set("rope.dimension_count", count(shape.head_dim));
+            set("vocab_size", Value::U32(shape.vocab_size));
+        }
+        _ => {}
+    }
+    let scaling = match shape.rope {
+        MicroRope::Linear => "linear",
+        MicroRope::Yarn => "yarn",
+        _ => return all,
+    };
+    set("rope.scaling.type", Value::String(scaling.to_owned()));
+    set("rope.scaling.factor", Value::F32(8.0));
+    if shape.rope == MicroRope::Yarn {
+        set("rope.scaling.original_context_length", Value::U32(64));
+    }
+    all
+}
+
+fn gguf_name(family: MicroFamily, name: &str) -> String {
+    // These have norms after attention and feed-forward too, or name the one before the feed-forward for what it follows.
+    let after_attention = if matches!(family, Gemma2 | Gemma3 | GptOss) { "post_attention_norm" } else { "ffn_norm" };
     let parts = [
+        ("model.layers.", "blk."),
         ("model.embed_tokens", "token_embd"),
         ("model.norm", "output_norm"),
         ("lm_head", "output"),
         ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
+        ("post_attention_layernorm", after_attention),
+        ("pre_feedforward_layernorm", "ffn_norm"),
+        ("post_feedforward_layernorm", "post_ffw_norm"),
         ("self_attn.q_proj", "attn_q"),
         ("self_attn.k_proj", "attn_k"),
         ("self_attn.v_proj", "attn_v"),
@@ -155,12 +269,14 @@ fn gguf_name(name: &str) -> String {
         ("self_attn.o_proj", "attn_output"),
         ("self_attn.q_norm", "attn_q_norm"),
         ("self_attn.k_norm", "attn_k_norm"),
+        ("self_attn.sinks", "attn_sinks.weight"),
+        ("mlp.router", "ffn_gate_inp"),
         ("mlp.gate_up_proj", "ffn_up"),
         ("mlp.gate_proj", "ffn_gate"),
         ("mlp.up_proj", "ffn_up"),
         ("mlp.down_proj", "ffn_down"),
     ];
-    parts.iter().fold(name, |name, (from, to)| name.replace(from, to))
+    parts.iter().fold(name.to_owned(), |name, (from, to)| name.replace(from, to))
 }
 
 /// As the converter writes `rope_freqs`, from the micro model's numbers.

@@ -192,6 +192,31 @@ fn other_types_are_their_dequantised_values() {
 }
 
 #[test]
+fn mxfp4_is_read_where_the_header_says_so() {
+    const NAME: &str = "blk.0.ffn_up.weight";
+    let mut file = Gguf::of(&blocks(), GgmlDType::F32);
+    file.tensor(NAME).2 = GgmlDType::Q8_0;
+    let mut blocks = vec![0; 17 * 96 * 64 / 32];
+    for (i, block) in blocks.chunks_exact_mut(17).enumerate() {
+        block.fill(i as u8);
+        block[0] = 120 + (i % 10) as u8;
+    }
+    file.mxfp4.insert(NAME.to_owned(), blocks.clone());
+    let model = file.load().unwrap();
+    let up = model.weights().layer(0).up;
+    let element = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+    for (i, values) in up.chunks_exact(32).enumerate() {
+        let scale = 2_f32.powi(i as i32 % 10 - 7);
+        assert!(values[..16].iter().all(|value| *value == scale * element[i % 16]), "block {i}");
+        assert!(values[16..].iter().all(|value| *value == scale * element[i / 16]), "block {i}");
+    }
+    blocks[0] = 255;
+    file.mxfp4.insert(NAME.to_owned(), blocks);
+    let text = file.load().unwrap_err().to_string();
+    assert!(text.contains(NAME) && text.contains("NaN"), "{text}");
+}
+
+#[test]
 fn the_digest_is_of_names_types_shapes_and_bytes() {
     let digest = |file: &Gguf| file.load().unwrap().weights().digest();
     let mut file = Gguf::of(&blocks(), GgmlDType::F32);
