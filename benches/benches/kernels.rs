@@ -12,7 +12,6 @@ use std::hint::black_box;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use holdfast_backend_neuron::Isa;
 use holdfast_backend_neuron::kernels::activation::{exp, gated_silu};
-use holdfast_backend_neuron::kernels::attention::{PagedHead, Scores, Span, attend};
 use holdfast_backend_neuron::kernels::matmul::{
     Int8Panel, PANEL, Quantised, TILE, f32_row, f32_tile, int8_row, int8_tile,
 };
@@ -24,11 +23,8 @@ use holdfast_backend_neuron::kernels::rope::RopeTable;
 const HIDDEN: usize = 2_048;
 /// Width of its feed-forward.
 const FFN: usize = 8_192;
-/// Elements of a head, and query heads that share a KV head.
+/// Elements of a head.
 const HEAD: usize = 64;
-const QUERIES: usize = 4;
-/// Positions of a KV block.
-const BLOCK_TOKENS: usize = 16;
 
 fn matmul_f32(c: &mut Criterion) {
     let mut group = c.benchmark_group("matmul f32, 2,048 x 2,048");
@@ -100,37 +96,6 @@ fn matmul_int8(c: &mut Criterion) {
     group.finish();
 }
 
-fn attention(c: &mut Criterion) {
-    let mut group = c.benchmark_group("attention of 4 queries of 64 over one KV head");
-    let queries = random(6, QUERIES * HEAD);
-    for depth in [128, 1_024, 8_192] {
-        let block_stride = 2 * HEAD * BLOCK_TOKENS;
-        let blocks = depth / BLOCK_TOKENS;
-        let pool = random(7, blocks * block_stride);
-        let mut table: Vec<u32> = (0..blocks as u32).collect();
-        fastrand::Rng::with_seed(8).shuffle(&mut table);
-        let head = PagedHead {
-            pool: &pool,
-            block_stride,
-            keys_at: 0,
-            values_at: HEAD * BLOCK_TOKENS,
-            block_tokens: BLOCK_TOKENS,
-            head_dim: HEAD,
-            table: &table,
-        };
-        let span = Span { first: 0, last: depth - 1 };
-        // A key is multiplied and added, and so is a value, for every query; both are read once for all of them.
-        group.throughput(work(4 * depth * HEAD * QUERIES, 4 * pool.len()));
-        for isa in Isa::available() {
-            let mut out = vec![0.0; QUERIES * HEAD];
-            group.bench_function(BenchmarkId::new(format!("depth {depth}"), isa.name()), |b| {
-                b.iter(|| attend(isa, black_box(&queries), head, span, Scores::plain(0.125), &mut out));
-            });
-        }
-    }
-    group.finish();
-}
-
 fn rows(c: &mut Criterion) {
     let mut group = c.benchmark_group("row kernels");
     let (row, weight) = (random(9, HIDDEN), random(10, HIDDEN));
@@ -146,6 +111,13 @@ fn rows(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("quantise 2,048", isa.name()), |b| {
             b.iter(|| quantise_row(isa, black_box(&row), &mut codes, &mut scales));
         });
+        let frequencies: Vec<f32> = (0..HEAD / 2).map(|at| 10_000_f32.powf(-2.0 * at as f32 / HEAD as f32)).collect();
+        let table = RopeTable::new(&frequencies, 1_024);
+        let mut heads = random(13, HIDDEN);
+        group.throughput(work(3 * HIDDEN, 8 * HIDDEN));
+        group.bench_function(BenchmarkId::new("RoPE of 32 heads of 64", isa.name()), |b| {
+            b.iter(|| table.rotate(isa, black_box(&mut heads), 1_000));
+        });
         // It works in place: a fresh gate each time, or it would shrink to numbers that are slow.
         let gate = random(12, FFN);
         group.throughput(work(FFN, 12 * FFN));
@@ -159,11 +131,6 @@ fn rows(c: &mut Criterion) {
 /// Compiled for the target alone, whatever the machine has.
 fn portable(c: &mut Criterion) {
     let mut group = c.benchmark_group("kernels without an instruction set");
-    let frequencies: Vec<f32> = (0..HEAD / 2).map(|pair| 10_000_f32.powf(-2.0 * pair as f32 / HEAD as f32)).collect();
-    let table = RopeTable::new(&frequencies, 1_024);
-    let mut heads = random(13, HIDDEN);
-    group.throughput(work(3 * HIDDEN, 8 * HIDDEN));
-    group.bench_function("RoPE of 32 heads of 64", |b| b.iter(|| table.rotate(black_box(&mut heads), 1_000)));
     let arguments = random(14, FFN);
     let mut out = vec![0.0; FFN];
     group.throughput(work(FFN, 8 * FFN));
@@ -194,5 +161,5 @@ fn random(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| rng.f32() * 2.0 - 1.0).collect()
 }
 
-criterion_group!(benches, matmul_f32, matmul_int8, attention, rows, portable);
+criterion_group!(benches, matmul_f32, matmul_int8, rows, portable);
 criterion_main!(benches);

@@ -4,7 +4,7 @@
 //! not run here, and is the runtime's to refuse.
 
 use anyhow::{Context as _, bail};
-use holdfast_backend_neuron::{KvSize, NeuronSettings, WeightFormat};
+use holdfast_backend_neuron::{KvFormat, KvSize, NeuronSettings, WeightFormat};
 
 /// What the runtime's `device.kv_bytes` is unless it is set.
 const KV_BYTES: u64 = 256 << 20;
@@ -49,6 +49,14 @@ impl Settings {
                     _ => bail!("f32 or int8"),
                 }
             }
+            "device.kv_format" => {
+                self.device.kv_format = match value {
+                    "auto" => None,
+                    "f32" => Some(KvFormat::F32),
+                    "bf16" => Some(KvFormat::Bf16),
+                    _ => bail!("auto, f32 or bf16"),
+                }
+            }
             "scheduler.prefill_chunk_tokens" => self.chunk_tokens = count()?,
             _ => {}
         }
@@ -65,12 +73,19 @@ mod tests {
     fn settings_are_the_runtimes() {
         let set = |pair: &str| Settings::of(&[pair.to_owned()]);
         assert_eq!(set("device.weights=int8").unwrap().device.weights, WeightFormat::Int8);
+        assert_eq!(set("device.kv_format=bf16").unwrap().device.kv_format, Some(KvFormat::Bf16));
         assert_eq!(set("device.threads = 3").unwrap().device.threads, 3);
         assert_eq!(set("device.kv_bytes=1000000").unwrap().device.kv, KvSize::Bytes(1_000_000));
         assert_eq!(set("scheduler.prefill_chunk_tokens=64").unwrap().chunk_tokens, 64);
         assert_eq!(set("device.threads=0").unwrap(), Settings::of(&[]).unwrap());
         assert_eq!(set("telemetry.log=debug").unwrap(), Settings::of(&[]).unwrap());
-        for bad in ["device.weights=half", "device.threads=many", "device.block_tokens=0", "device.threads"] {
+        for bad in [
+            "device.weights=half",
+            "device.kv_format=half",
+            "device.threads=many",
+            "device.block_tokens=0",
+            "device.threads",
+        ] {
             assert!(set(bad).is_err(), "{bad}");
         }
     }

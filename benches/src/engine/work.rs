@@ -4,10 +4,10 @@
 //! Deliberately not here: time. This is what no kernel can avoid; norms, activations, samplers and the writing of KV come on
 //! top and are small beside it.
 
-use holdfast_backend_neuron::WeightFormat;
+use holdfast_backend_neuron::{KvFormat, WeightFormat};
 use holdfast_model::{DecoderConfig, TensorRole};
 
-/// Bytes of a value in KV, norms and biases.
+/// Bytes of a value in norms and biases, and in KV unless it is rounded.
 const F32_BYTES: f64 = 4.0;
 /// Values that share an int8 scale.
 const INT8_GROUP: usize = 32;
@@ -17,12 +17,22 @@ const INT8_GROUP: usize = 32;
 pub(crate) struct Work {
     config: DecoderConfig,
     weights: WeightFormat,
+    kv_value_bytes: f64,
 }
 
 impl Work {
     /// Of a model on a device that holds its matrices like this.
     pub(crate) fn new(config: &DecoderConfig, weights: WeightFormat) -> Self {
-        Self { config: config.clone(), weights }
+        Self { config: config.clone(), weights, kv_value_bytes: F32_BYTES }
+    }
+
+    /// The same with KV that is held like this instead of in f32.
+    pub(crate) fn with_kv(self, format: KvFormat) -> Self {
+        let kv_value_bytes = match format {
+            KvFormat::F32 => F32_BYTES,
+            KvFormat::Bf16 => F32_BYTES / 2.0,
+        };
+        Self { kv_value_bytes, ..self }
     }
 
     /// Operations of `tokens` tokens behind `depth` others, with the logits of the last one. A multiply-add is two.
@@ -49,7 +59,7 @@ impl Work {
 
     /// Bytes of KV that a token takes over all layers.
     pub(crate) fn kv_bytes_per_token(&self) -> f64 {
-        2.0 * self.config.kv_width() as f64 * F32_BYTES * self.config.layers.len() as f64
+        2.0 * self.config.kv_width() as f64 * self.kv_value_bytes * self.config.layers.len() as f64
     }
 
     /// Bytes of all weights that a step reads whole.
@@ -82,7 +92,7 @@ impl Work {
 
     /// Keys and values that a row at `position` reads.
     fn kv_bytes(&self, position: u32) -> f64 {
-        self.seen(position) * 2.0 * self.config.kv_width() as f64 * F32_BYTES
+        self.seen(position) * 2.0 * self.config.kv_width() as f64 * self.kv_value_bytes
     }
 
     /// Positions that a row sees, its own among them, added up over the layers.
@@ -123,6 +133,7 @@ mod tests {
         let weights = 4.0 * (2.0 * LAYER + HEAD + 5.0 * 32.0);
         // Keys and values of 16 values in 2 layers: 256 bytes a position.
         assert_eq!(work.kv_bytes_per_token(), 256.0);
+        assert_eq!(work.clone().with_kv(KvFormat::Bf16).kv_bytes_per_token(), 128.0);
         assert_eq!(work.decode_bytes(1, 0, 1), weights + 128.0 + 256.0);
         assert_eq!(work.decode_bytes(2, 5, 3), 2.0 * weights + 6.0 * 128.0 + 3.0 * (6.0 + 7.0) * 256.0);
     }

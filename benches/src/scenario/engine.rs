@@ -93,7 +93,7 @@ impl Play for Arguments {
         stage.progress.set_message("loading the model");
         let model = Model::load(&ModelSource::resolve(&chosen.path)?)?;
         let mut settings = Settings::of(&stage.common.set)?.device;
-        let work = Work::new(model.config(), settings.weights);
+        let work = Work::new(model.config(), settings.weights).with_kv(settings.kv_format());
         settings.kv = KvSize::Blocks(kv_blocks(&tests, &work, settings.block_tokens));
         settings.slots = tests.iter().map(|test| test.batch).max().unwrap_or(1);
         settings.max_step_rows = self.chunk.max(settings.slots);

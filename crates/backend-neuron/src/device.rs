@@ -17,9 +17,9 @@ use holdfast_types::{
 
 use crate::decoder::Decoder;
 use crate::forward::{Forward, Row, Tables};
-use crate::kv::{GroupPool, layout_name};
+use crate::kv::{GroupPool, bytes_per_token_and_layer, layout_name};
 use crate::plan::{Prepared, PreparedSequence, SamplerChange, Slots, blocks_of, rejected};
-use crate::{KvSize, NeuronError, NeuronSettings, WeightFormat};
+use crate::{KvFormat, KvSize, NeuronError, NeuronSettings, WeightFormat};
 
 /// Most block copies that ended and were not polled.
 const COPIES_MAX: usize = 4_096;
@@ -75,7 +75,8 @@ impl NeuronDevice {
             .iter()
             .map(|group| {
                 let blocks = group.blocks as usize + scratch;
-                GroupPool::new(blocks, group.layers.len(), config.kv_heads, config.head_dim, block_tokens)
+                let (layers, format) = (group.layers.len(), settings.kv_format());
+                GroupPool::new(format, blocks, layers, config.kv_heads, config.head_dim, block_tokens)
             })
             .collect();
         tracing::info!(device = description.name, isa = settings.isa.name(), class = %description.numerics_class, "device ready");
@@ -275,9 +276,13 @@ fn describe(
     weights: &Weights,
     settings: &NeuronSettings,
 ) -> Result<DeviceDescription, NeuronError> {
-    let (class, precision) = match settings.weights {
-        WeightFormat::F32 => ("neuron/f32/r1", Precision::Native),
-        WeightFormat::Int8 => ("neuron/int8/r1", Precision::Int8),
+    let (weights_class, precision) = match settings.weights {
+        WeightFormat::F32 => ("f32", Precision::Native),
+        WeightFormat::Int8 => ("int8", Precision::Int8),
+    };
+    let kv_class = match settings.kv_format() {
+        KvFormat::F32 => "kv-f32",
+        KvFormat::Bf16 => "kv-bf16",
     };
     let mut kv_groups: Vec<KvGroup> = Vec::new();
     for (number, layer) in config.layers.iter().enumerate() {
@@ -289,7 +294,8 @@ fn describe(
             }
         }
     }
-    let bytes_per_token_and_layer = 2 * (config.kv_heads * config.head_dim * size_of::<f32>()) as u64;
+    let bytes_per_token_and_layer =
+        bytes_per_token_and_layer(settings.kv_format(), config.kv_heads, config.head_dim) as u64;
     for group in &mut kv_groups {
         group.bytes_per_block =
             group.layers.len() as u64 * bytes_per_token_and_layer * u64::from(settings.block_tokens);
@@ -318,9 +324,9 @@ fn describe(
     Ok(DeviceDescription {
         name: format!("neuron:{} (cpu, {threads})", settings.ordinal),
         backend: "neuron".to_owned(),
-        numerics_class: NumericsClass::new(class),
+        numerics_class: NumericsClass::new(&format!("neuron/{weights_class}/{kv_class}/r2")),
         weights: weights.digest(),
-        kv_layout: layout_name(settings.block_tokens),
+        kv_layout: layout_name(settings.kv_format(), settings.block_tokens),
         block_tokens: settings.block_tokens,
         kv_groups,
         slots: settings.slots,

@@ -3,18 +3,17 @@
 //! In: rows with positions and block tables, and which rows' logits are wanted. Out: KV in the pool, and the logits. Deliberately not
 //! here: which experts a row goes to (`experts`), sampling and the order of steps.
 
-use holdfast_model::{Activation, DecoderConfig, LayerRope, RopeConfig};
+use holdfast_model::{Activation, DecoderConfig};
 
+use crate::attention::{Attention, Place, Step, Tiles};
 use crate::decoder::{Decoder, FeedForward, Gated, Layer};
 use crate::experts::Routed;
 use crate::kernels::Isa;
 use crate::kernels::activation::{clamped_swiglu, gated_gelu, gated_silu, soft_cap};
-use crate::kernels::attention::{Scores, Span, attend};
 use crate::kernels::norm::rms_norm;
-use crate::kernels::rope::RopeTable;
 use crate::kv::GroupPool;
 use crate::matrix::{Matrix, Rows};
-use crate::pool::{Pieces, Pool};
+use crate::pool::Pool;
 use crate::{NeuronError, NeuronSettings, WeightFormat};
 
 /// One row of a step.
@@ -29,36 +28,20 @@ pub(crate) struct Row {
 /// Block tables of one sequence: `[group][entry]`.
 pub(crate) type Tables = Vec<Vec<u32>>;
 
-/// Where a layer's KV lives, how far it looks back, and what turns its queries and keys.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    group: usize,
-    layer: usize,
-    window: Option<u32>,
-    rope: LayerRope,
-}
-
 /// The decoder, its threads and its buffers.
 #[derive(Debug)]
 pub(crate) struct Forward {
     decoder: Decoder,
     places: Vec<Place>,
-    rope: RopeTable,
-    local_rope: Option<RopeTable>,
+    attention: Attention,
     pool: Pool,
     isa: Isa,
     format: WeightFormat,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
     hidden: usize,
     norm_eps: f32,
     embedding_scale: f32,
-    score_scale: f32,
-    score_cap: Option<f32>,
     logit_cap: Option<f32>,
     activation: Activation,
-    block_tokens: usize,
     buffers: Buffers,
 }
 
@@ -71,7 +54,8 @@ struct Buffers {
     input: Rows,
     /// `[rows][q, k, v]`.
     qkv: Vec<f32>,
-    /// One head, or one row, before its norm.
+    tiles: Tiles,
+    /// One row before its norm.
     before: Vec<f32>,
     inner: Inner,
     routed: Routed,
@@ -97,10 +81,6 @@ impl Forward {
     ) -> Result<Self, NeuronError> {
         let mut places: Vec<Place> =
             config.layers.iter().map(|layer| Place { group: 0, layer: 0, window: None, rope: layer.rope }).collect();
-        let table = |rope: &RopeConfig| {
-            let frequencies = rope.inverse_frequencies(config.rotary_dim);
-            RopeTable::with_rest(&frequencies, rope.attention_factor(), config.head_dim, context)
-        };
         for (group, kv_group) in groups.iter().enumerate() {
             for (layer, number) in kv_group.layers.iter().enumerate() {
                 let place = &mut places[*number as usize];
@@ -110,22 +90,15 @@ impl Forward {
         Ok(Self {
             decoder,
             places,
-            rope: table(&config.rope),
-            local_rope: config.local_rope.as_ref().map(table),
+            attention: Attention::new(config, context, settings),
             pool: Pool::new(settings.threads, settings.ordinal)?,
             isa: settings.isa,
             format: settings.weights,
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
             hidden: config.hidden,
             norm_eps: config.norm_eps,
             embedding_scale: config.embedding_scale,
-            score_scale: 1.0 / (config.query_scalar as f32).sqrt(),
-            score_cap: config.score_cap,
             logit_cap: config.logit_cap,
             activation: config.activation,
-            block_tokens: settings.block_tokens as usize,
             buffers: Buffers::default(),
         })
     }
@@ -171,38 +144,11 @@ impl Forward {
     ) {
         self.normed(&layer.attention_norm, rows.len(), buffers);
         self.product(&layer.qkv, &buffers.input, rows.len(), &mut buffers.qkv);
-        let (q_width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        for (row, qkv) in rows.iter().zip(buffers.qkv.chunks_exact_mut(q_width + 2 * kv_width)) {
-            let position = row.position as usize;
-            if let Some((q_norm, k_norm)) = &layer.qk_norm {
-                self.norm_each(&mut qkv[..q_width], q_norm, &mut buffers.before);
-                self.norm_each(&mut qkv[q_width..q_width + kv_width], k_norm, &mut buffers.before);
-            }
-            if let Some(rope) = self.rope_of(place) {
-                rope.rotate(&mut qkv[..q_width + kv_width], position);
-            }
-            let block = tables[row.sequence][place.group][position / self.block_tokens];
-            let (keys, values) = qkv[q_width..].split_at(kv_width);
-            kv[place.group].write(place.layer, block, position % self.block_tokens, keys, values);
-        }
-
-        buffers.input.reset(rows.len(), q_width);
-        let out = Pieces::new(buffers.input.values_mut());
-        let (qkv, kv) = (&buffers.qkv, &kv[place.group]);
-        let group = self.heads / self.kv_heads;
-        let shared = group * self.head_dim;
-        let spans: Vec<Span> = rows.iter().map(|row| span(row.position, place.window)).collect();
-        let keys: usize = spans.iter().map(|span| span.last - span.first + 1).sum();
-        self.pool.run(rows.len() * self.kv_heads, keys * q_width * 2, |item| {
-            let (row, head) = (item / self.kv_heads, item % self.kv_heads);
-            let queries = &qkv[row * (q_width + 2 * kv_width) + head * shared..][..shared];
-            // SAFETY: an item is one row and one KV head; its query heads' places in the output are its own.
-            let out = unsafe { out.piece(row * q_width + head * shared, shared) };
-            let paged = kv.paged(place.layer, head, &tables[rows[row].sequence][place.group]);
-            let sinks = layer.sinks.get(head * group..(head + 1) * group).unwrap_or_default();
-            let scores = Scores { scale: self.score_scale, cap: self.score_cap, sinks };
-            attend(self.isa, queries, paged, spans[row], scores, out);
-        });
+        let step = Step { layer, place, rows, tables, threads: &self.pool };
+        let kv = &mut kv[place.group];
+        self.attention.write(step, kv, &mut buffers.qkv);
+        buffers.input.reset(rows.len(), self.attention.width());
+        self.attention.attend(step, kv, &buffers.qkv, &mut buffers.tiles, buffers.input.values_mut());
         self.prepare(&mut buffers.input);
         self.product(&layer.output, &buffers.input, rows.len(), &mut buffers.change);
         self.add(layer.post_attention_norm.as_deref(), buffers);
@@ -243,15 +189,6 @@ impl Forward {
         buffers.stream.iter_mut().zip(&buffers.change).for_each(|(stream, change)| *stream += change);
     }
 
-    /// What turns a layer's queries and keys.
-    fn rope_of(&self, place: Place) -> Option<&RopeTable> {
-        match place.rope {
-            LayerRope::Unturned => None,
-            LayerRope::Global => Some(&self.rope),
-            LayerRope::Local => self.local_rope.as_ref(),
-        }
-    }
-
     /// The stream, normed, as input of the next product.
     fn normed(&self, weight: &[f32], count: usize, buffers: &mut Buffers) {
         buffers.input.reset(count, self.hidden);
@@ -280,10 +217,4 @@ impl Forward {
         out.resize(count * matrix.width(), 0.0);
         matrix.multiply(rows, count, out, &self.pool, self.isa);
     }
-}
-
-/// A window of n tokens holds the row's own and the n - 1 before it.
-fn span(position: u32, window: Option<u32>) -> Span {
-    let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
-    Span { first: first as usize, last: position as usize }
 }

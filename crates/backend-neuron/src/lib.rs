@@ -9,6 +9,7 @@
 //! in one fixed order, whatever the batch, the tile, the thread or the instruction set; that is why neither threads nor
 //! instruction sets are part of the numerics class.
 
+mod attention;
 mod decoder;
 mod device;
 mod experts;
@@ -23,4 +24,4 @@ mod settings;
 
 pub use device::NeuronDevice;
 pub use kernels::Isa;
-pub use settings::{KvSize, NeuronError, NeuronSettings, WeightFormat};
+pub use settings::{KvFormat, KvSize, NeuronError, NeuronSettings, WeightFormat};

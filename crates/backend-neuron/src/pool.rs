@@ -30,6 +30,11 @@ impl Pool {
         Ok(Self { helpers, threads: threads.max(1) })
     }
 
+    /// Threads that compute, the caller's among them.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
     /// Calls `f` for every item below `items`; item i runs on thread i modulo their number. `work` is the whole's
     /// multiply-adds: little work stays on the calling thread.
     pub(crate) fn run(&self, items: usize, work: usize, f: impl Fn(usize) + Sync) {

@@ -5,7 +5,7 @@
 
 use holdfast_backend::Backend;
 use holdfast_backend::conformance::{self, Report, Tolerance};
-use holdfast_backend_neuron::{KvSize, NeuronDevice, NeuronSettings, WeightFormat};
+use holdfast_backend_neuron::{KvFormat, KvSize, NeuronDevice, NeuronSettings, WeightFormat};
 use holdfast_model::random::MicroFamily::{Gemma2, Gemma3, GptOss, Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
 use holdfast_model::random::{MICRO_VOCABULARY, MicroDtype, MicroRope, MicroShape};
 use holdfast_model::{DecoderConfig, Model, Reference, Weights};
@@ -76,6 +76,17 @@ fn f32_is_the_reference_within_rounding() {
         let report = suite(&shape.build().unwrap(), &settings(), Tolerance { abs: 5e-5, rel: 1e-5 });
         assert_eq!(report.rows_compared, 3 * 53);
         assert!(report.relative_rms_error < 2e-6, "{report:?}");
+    }
+}
+
+/// Rounded KV moves logits a little, and nothing else changes.
+#[test]
+fn bf16_kv_is_near_the_reference() {
+    for shape in shapes() {
+        let shape = MicroShape { experts: 2, ..shape };
+        let settings = NeuronSettings { kv_format: Some(KvFormat::Bf16), ..settings() };
+        let report = suite(&shape.build().unwrap(), &settings, Tolerance { abs: 0.1, rel: 0.0 });
+        assert!(report.relative_rms_error < 0.004, "{report:?}");
     }
 }
 

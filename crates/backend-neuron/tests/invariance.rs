@@ -4,7 +4,7 @@
 
 use holdfast_backend::conformance::PlanBuilder;
 use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDirection};
-use holdfast_backend_neuron::{Isa, KvSize, NeuronDevice, NeuronError, NeuronSettings, WeightFormat};
+use holdfast_backend_neuron::{Isa, KvFormat, KvSize, NeuronDevice, NeuronError, NeuronSettings, WeightFormat};
 use holdfast_model::random::MicroFamily::{Gemma2, Gemma3, GptOss, Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
 use holdfast_model::random::{MicroRope, MicroShape};
 use holdfast_model::{Model, ModelSource};
@@ -100,14 +100,28 @@ fn the_description_says_what_was_set() {
     let device = new(NeuronSettings { threads: 2, context: Some(100), ..small() }).unwrap();
     let d = device.describe();
     assert_eq!((d.name.as_str(), d.backend.as_str()), ("neuron:0 (cpu, 2 threads)", "neuron"));
-    assert_eq!((d.numerics_class.as_str(), d.precisions.as_slice()), ("neuron/f32/r1", [Precision::Native].as_slice()));
+    assert_eq!(
+        (d.numerics_class.as_str(), d.precisions.as_slice()),
+        ("neuron/f32/kv-f32/r2", [Precision::Native].as_slice())
+    );
     assert_eq!((d.limits.context, d.epoch, d.weights), (100, 1, model.weights().digest()));
-    assert_eq!(d.kv_groups[0].bytes_per_block, 2 * 2 * 16 * 16 * 4, "layers, k and v, width, tokens, bytes");
+    let elements = 2 * 2 * (2 * 16) * 16;
+    let size = d.kv_groups[0].bytes_per_block;
+    assert_eq!(size, elements * 4, "layers, k and v, two heads of 8 padded to 16, tokens, bytes");
 
     let device = new(NeuronSettings { weights: WeightFormat::Int8, kv: KvSize::Bytes(100_000), ..small() }).unwrap();
     let d = device.describe();
-    assert_eq!((d.numerics_class.as_str(), d.precisions.as_slice()), ("neuron/int8/r1", [Precision::Int8].as_slice()));
+    assert_eq!(
+        (d.numerics_class.as_str(), d.precisions.as_slice()),
+        ("neuron/int8/kv-bf16/r2", [Precision::Int8].as_slice())
+    );
     assert_eq!((d.kv_groups[0].blocks, d.limits.context), (24, 384), "the pool bounds the context");
+
+    assert_eq!(d.kv_groups[0].bytes_per_block, elements * 2);
+    let mixed = NeuronSettings { kv_format: Some(KvFormat::F32), weights: WeightFormat::Int8, ..small() };
+    let other = new(mixed).unwrap();
+    let [bf16, f32] = [d, other.describe()].map(|d| (d.numerics_class.as_str().to_owned(), d.kv_layout.clone()));
+    assert!(bf16.0 != f32.0 && bf16.1 != f32.1, "block keys are apart: {bf16:?} {f32:?}");
 
     let error = new(NeuronSettings { kv: KvSize::Bytes(100), ..small() }).unwrap_err();
     assert!(matches!(error, NeuronError::Setting { setting: "kv_bytes", .. }), "{error}");
@@ -133,6 +147,59 @@ fn two_writers_of_one_block_are_rejected() {
     device.collect(ticket, &LateInputs::default()).unwrap();
     device.begin_copy(export(2)).unwrap();
     assert_eq!(device.poll_copies().len(), 2);
+}
+
+/// Contexts of several spans: alone, where threads share the spans; in one chunk or many; and beside so many other sequences that none
+/// is cut.
+#[test]
+fn long_contexts_give_the_same_bits_alone_and_beside_others() {
+    let shape =
+        MicroShape { layers: 1, heads: 3, kv_heads: 1, head_dim: 16, context_limit: 4_096, ..MicroShape::default() };
+    let model = shape.build().unwrap();
+    let tokens: Vec<u32> = (0..2_200).map(|at| (at * 31 + at / 7) % 250).collect();
+    let table: Vec<u32> = (0..138).rev().collect();
+    for kv_format in [KvFormat::F32, KvFormat::Bf16] {
+        let logits = |threads: usize, isa: Isa, chunks: &[usize], others: u32| {
+            let settings = NeuronSettings {
+                threads,
+                isa,
+                kv: KvSize::Blocks(160),
+                kv_format: Some(kv_format),
+                slots: 20,
+                max_step_rows: 4_096,
+                ..NeuronSettings::default()
+            };
+            let mut device = NeuronDevice::new(model.config(), model.weights(), &settings).unwrap();
+            let mut plan = PlanBuilder::new(1).open(0, sampling()).table(0, 0, 0, &table);
+            for other in 1..=others {
+                plan = plan.open(other, sampling()).table(other, 0, 0, &[137 + other]);
+            }
+            let (mut bits, mut start) = (Vec::new(), 0);
+            for (step, length) in chunks.iter().enumerate() {
+                plan = plan.rows(0, start as u32, &tokens[start..start + length], Precision::Native);
+                plan = plan.want(*length as u32 - 1, OutputRequest::Logits);
+                for other in 1..=others {
+                    plan = plan.rows(other, step as u32, &[other], Precision::Native);
+                }
+                let ticket = device.submit(&plan.build()).unwrap();
+                let output = device.collect(ticket, &LateInputs::default()).unwrap().sequences.remove(0);
+                start += length;
+                if start > 2_190 {
+                    bits.extend(
+                        output.logits.iter().flat_map(|(_, logits)| logits.iter().map(|logit| logit.to_bits())),
+                    );
+                }
+                plan = PlanBuilder::new(step as u64 + 2);
+            }
+            bits
+        };
+        let want = logits(1, Isa::widest(), &[2_190, 1, 1, 8], 0);
+        assert_eq!(want.len(), 3 * model.config().vocab_size as usize);
+        for isa in Isa::available() {
+            assert!(logits(3, isa, &[2_190, 1, 1, 8], 0) == want, "{kv_format:?}, three threads, {isa:?}");
+        }
+        assert!(logits(2, Isa::widest(), &[1_000, 50, 1_140, 1, 1, 8], 19) == want, "{kv_format:?}, beside others");
+    }
 }
 
 /// A row's bits do not depend on the rows that its experts compute beside it.

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 use crate::find::{Found, find};
 use crate::registry::Registry;
-use crate::settings::{Settings, Weights};
+use crate::settings::{KvFormat, Settings, Weights};
 use crate::{build, clock, gauges};
 
 /// What this build can do, for `GetRuntime`.
@@ -279,6 +279,11 @@ fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Result<NeuronSe
         weights: match device.weights {
             Weights::F32 => WeightFormat::F32,
             Weights::Int8 => WeightFormat::Int8,
+        },
+        kv_format: match device.kv_format {
+            KvFormat::Auto => None,
+            KvFormat::F32 => Some(holdfast_backend_neuron::KvFormat::F32),
+            KvFormat::Bf16 => Some(holdfast_backend_neuron::KvFormat::Bf16),
         },
         ..defaults
     })

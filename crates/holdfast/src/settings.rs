@@ -50,6 +50,8 @@ pub(crate) struct DeviceSettings {
     pub(crate) threads: usize,
     /// How weights are held: `f32` or `int8`.
     pub(crate) weights: Weights,
+    /// How keys and values are held: `f32`, `bf16`, or `auto`: f32 with f32 weights, else bf16.
+    pub(crate) kv_format: KvFormat,
     /// Memory of the KV pool of each model, bytes.
     pub(crate) kv_bytes: u64,
     /// Tokens per KV block.
@@ -68,6 +70,18 @@ pub(crate) enum Weights {
     F32,
     /// 8-bit codes with a scale per group of 32.
     Int8,
+}
+
+/// How the CPU device holds keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum KvFormat {
+    /// As the weights ask for.
+    Auto,
+    /// As computed.
+    F32,
+    /// Rounded to bf16.
+    Bf16,
 }
 
 /// `[scheduler]`
@@ -155,6 +169,7 @@ impl Default for DeviceSettings {
         Self {
             threads: 0,
             weights: Weights::F32,
+            kv_format: KvFormat::Auto,
             kv_bytes: 256 << 20,
             block_tokens: 16,
             slots: 256,

@@ -4,6 +4,8 @@
 //! In: inverse frequencies, then heads and positions. Out: the heads, turned in place. Deliberately not here: how
 //! frequencies are stretched, which the model's config knows.
 
+use super::{Isa, kernel};
+
 /// Cosines and sines of every position below the context limit.
 #[derive(Debug)]
 pub struct RopeTable {
@@ -33,15 +35,21 @@ impl RopeTable {
     }
 
     /// Turns every head of `heads` (`[head][head_dim]`) to `position`.
-    pub fn rotate(&self, heads: &mut [f32], position: usize) {
+    pub fn rotate(&self, isa: Isa, heads: &mut [f32], position: usize) {
         let row = &self.values[position * self.pairs * 2..(position + 1) * self.pairs * 2];
         let (cos, sin) = row.split_at(self.pairs);
-        for head in heads.chunks_exact_mut(self.head_dim) {
-            let (first, second) = head[..self.pairs * 2].split_at_mut(self.pairs);
-            for at in 0..self.pairs {
-                let (a, b) = (first[at], second[at]);
-                first[at] = a * cos[at] - b * sin[at];
-                second[at] = b * cos[at] + a * sin[at];
+        turn(isa, heads, self.head_dim, cos, sin);
+    }
+}
+
+kernel! {
+    fn turn(heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+        for head in heads.chunks_exact_mut(head_dim) {
+            let (first, second) = head.split_at_mut(cos.len());
+            for (((first, second), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                let (a, b) = (*first, *second);
+                *first = a * cos - b * sin;
+                *second = b * cos + a * sin;
             }
         }
     }
@@ -58,7 +66,12 @@ mod tests {
         let heads: Vec<f32> = (0..12).map(|at| at as f32 - 5.0).collect();
         for position in [0, 1, 49] {
             let mut got = heads.clone();
-            table.rotate(&mut got, position);
+            table.rotate(Isa::PORTABLE, &mut got, position);
+            for isa in Isa::available() {
+                let mut twin = heads.clone();
+                table.rotate(isa, &mut twin, position);
+                assert!(twin.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa:?}");
+            }
             for head in 0..2 {
                 for (pair, frequency) in frequencies.iter().enumerate() {
                     let (a, b) = (heads[head * 6 + pair], heads[head * 6 + pair + 3]);
@@ -71,7 +84,7 @@ mod tests {
             }
         }
         let mut still = heads.clone();
-        table.rotate(&mut still, 0);
+        table.rotate(Isa::PORTABLE, &mut still, 0);
         assert_eq!(still, heads, "position 0 is not turned");
     }
 
@@ -80,10 +93,10 @@ mod tests {
         let frequencies = [1.0, 0.1];
         let heads: Vec<f32> = (0..14).map(|at| at as f32 - 5.0).collect();
         let mut got = heads.clone();
-        RopeTable::with_rest(&frequencies, 1.5, 7, 10).rotate(&mut got, 9);
+        RopeTable::with_rest(&frequencies, 1.5, 7, 10).rotate(Isa::PORTABLE, &mut got, 9);
         for head in 0..2 {
             let mut turned = heads[head * 7..head * 7 + 4].to_vec();
-            RopeTable::new(&frequencies, 10).rotate(&mut turned, 9);
+            RopeTable::new(&frequencies, 10).rotate(Isa::PORTABLE, &mut turned, 9);
             for (got, turned) in got[head * 7..].iter().zip(&turned) {
                 assert!((got - 1.5 * turned).abs() < 1e-5);
             }
