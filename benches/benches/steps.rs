@@ -148,7 +148,7 @@ fn answer(plan: &StepPlan) -> StepOutput {
         let sample = SampledToken { id: position % 61, position, logprobs: Vec::new() };
         SequenceOutput { slot: sequence.slot, samples: vec![sample], logits: Vec::new() }
     });
-    StepOutput { id: plan.id, sequences: sequences.collect(), device_time_us: 0 }
+    StepOutput { id: plan.id, sequences: sequences.collect(), device_time_us: 0, modelled: None }
 }
 
 /// A scheduler in which so many sequences wait, each in a flow of its own.

@@ -11,14 +11,15 @@ use holdfast_backend::sampler::{SlotSampler, check_mask};
 use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDirection, CopyDone, CopyTicket, StepTicket};
 use holdfast_model::{DecoderConfig, Weights};
 use holdfast_types::{
-    DeviceDescription, KvGroup, LateInputs, NumericsClass, OutputRequest, Precision, RowInput, SequenceOutput, SlotId,
-    StepLimits, StepOutput, StepPlan, TokenId, TokenMask,
+    DeviceDescription, KvGroup, LateInputs, ModelledStep, NumericsClass, OutputRequest, Precision, RowInput,
+    SequenceOutput, SlotId, StepLimits, StepOutput, StepPlan, TokenId, TokenMask,
 };
 
 use crate::decoder::Decoder;
 use crate::forward::{Forward, Row, Tables};
 use crate::kv::{GroupPool, bytes_per_token_and_layer, layout_name};
 use crate::plan::{Prepared, PreparedSequence, SamplerChange, Slots, blocks_of, rejected};
+use crate::program::{ChipModel, Span, stand_in};
 use crate::{KvFormat, KvSize, NeuronError, NeuronSettings, WeightFormat};
 
 /// Most block copies that ended and were not polled.
@@ -39,6 +40,8 @@ pub struct NeuronDevice {
     open: VecDeque<Prepared>,
     copies: Vec<CopyDone>,
     next_copy: u64,
+    /// Programs for the chip that it stands for.
+    chip: Option<ChipModel>,
 }
 
 /// What a running slot remembers.
@@ -62,8 +65,9 @@ impl NeuronDevice {
     /// # Errors
     /// [`NeuronError`]: a setting out of range, by name; a model that the kernels cannot compute; no threads.
     pub fn new(config: &DecoderConfig, weights: &Weights, settings: &NeuronSettings) -> Result<Self, NeuronError> {
-        settings.check()?;
-        let description = describe(config, weights, settings)?;
+        let mut description = Self::description(config, weights, settings)?;
+        let chip = stand_in::chip(config, settings, &description)?;
+        description.modelled = chip.as_ref().and_then(stand_in::describe);
         let context = description.limits.context as usize;
         let decoder = Decoder::pack(config, weights, settings.weights, settings.isa);
         let forward = Forward::new(config, decoder, &description.kv_groups, context, settings)?;
@@ -89,7 +93,21 @@ impl NeuronDevice {
             open: VecDeque::new(),
             copies: Vec::new(),
             next_copy: 1,
+            chip,
         })
+    }
+
+    /// What a device would say of itself, but for the chip that it stands for, without making it.
+    ///
+    /// # Errors
+    /// As for [`NeuronDevice::new`].
+    pub fn description(
+        config: &DecoderConfig,
+        weights: &Weights,
+        settings: &NeuronSettings,
+    ) -> Result<DeviceDescription, NeuronError> {
+        settings.check()?;
+        describe(config, weights, settings)
     }
 
     fn execute(&mut self, step: &Prepared, late: &LateInputs) -> Vec<SequenceOutput> {
@@ -180,7 +198,8 @@ impl Backend for NeuronDevice {
         let Some(step) = self.open.pop_front() else { return rejected("no step is open") };
         let sequences = self.execute(&step, late);
         let device_time_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        Ok(StepOutput { id: step.id, sequences, device_time_us })
+        let modelled = self.chip.as_mut().and_then(|chip| modelled(chip, &step));
+        Ok(StepOutput { id: step.id, sequences, device_time_us, modelled })
     }
 
     fn begin_copy(&mut self, copy: BlockCopy) -> Result<CopyTicket, BackendError> {
@@ -252,6 +271,16 @@ fn output<'a>(
 
 fn mask_of(late: &LateInputs, slot: u32, row: u32) -> Option<&TokenMask> {
     late.masks.iter().find(|(of, at, _)| (of.0, *at) == (slot, row)).map(|(_, _, mask)| mask)
+}
+
+/// What a step would have taken on the chip.
+fn modelled(chip: &mut ChipModel, step: &Prepared) -> Option<ModelledStep> {
+    let span = |sequence: &PreparedSequence| {
+        let rows = sequence.inputs.len() as u32;
+        Span { rows, context: sequence.start + rows }
+    };
+    let spans: Vec<Span> = step.sequences.iter().map(span).collect();
+    stand_in::step(chip, &spans)
 }
 
 fn check_late(step: &Prepared, late: &LateInputs, vocab: u32) -> Result<(), BackendError> {
@@ -334,6 +363,7 @@ fn describe(
         vocab_size: config.vocab_size,
         precisions: vec![precision],
         price_usd_per_hour: settings.price_usd_per_hour,
+        modelled: None,
         epoch: 1,
     })
 }

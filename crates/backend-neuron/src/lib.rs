@@ -20,6 +20,7 @@ pub mod limits;
 mod matrix;
 mod plan;
 mod pool;
+pub mod program;
 mod settings;
 
 pub use device::NeuronDevice;

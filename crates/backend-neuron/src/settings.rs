@@ -5,6 +5,7 @@
 
 use crate::Isa;
 use crate::kernels::attention::PAGE;
+use crate::program::{ChipChoice, ProgramError};
 
 /// How weights are held. Decides the numerics class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,6 +63,8 @@ pub struct NeuronSettings {
     pub isa: Isa,
     /// List price in USD per hour, if the operator set one.
     pub price_usd_per_hour: Option<f64>,
+    /// The chip that the device stands for; changes no bit.
+    pub chip: ChipChoice,
 }
 
 impl Default for NeuronSettings {
@@ -80,6 +83,7 @@ impl Default for NeuronSettings {
             weights: WeightFormat::F32,
             isa: Isa::widest(),
             price_usd_per_hour: None,
+            chip: ChipChoice::None,
         }
     }
 }
@@ -100,6 +104,9 @@ pub enum NeuronError {
     /// The model has a shape that the device cannot compute.
     #[error("the neuron device cannot run this model: {0}")]
     Model(String),
+    /// The chip that was named cannot hold the model as it is to be served.
+    #[error("the chip that this device is to stand for: {0}")]
+    Chip(#[from] ProgramError),
     /// The threads could not be started.
     #[error("could not start the device's threads: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),

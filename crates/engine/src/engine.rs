@@ -31,7 +31,7 @@ use holdfast_types::{DeviceDescription, Failure, LateInputs, Reason, SequenceId,
 
 use crate::cost::CostModel;
 use crate::observe::StepObserver;
-use crate::run::{RunState, shares};
+use crate::run::{RunState, Share, modelled_shares, shares};
 use crate::{BlockUse, Command, Effect, EngineSnapshot, FinishReason, Run, RunId};
 
 /// Settings of an engine.
@@ -278,7 +278,7 @@ impl Engine {
         match self.compute(&step, &mut unguided) {
             Ok(output) => {
                 if let Some(observer) = &mut self.observer {
-                    observer.end(&step, output.device_time_us, self.scheduler.preemptions());
+                    observer.end(&step, &output, self.scheduler.preemptions());
                 }
                 self.apply(&step, &output, &unguided, now, effects)
             }
@@ -354,25 +354,28 @@ impl Engine {
         self.totals.step_time_us = output.device_time_us;
         self.totals.device_time_us += output.device_time_us;
         self.totals.computed_rows += u64::from(step.rows);
+        self.totals.modelled_time_ns += output.modelled.as_ref().map_or(0, |modelled| modelled.chip_time_ns);
         let shared = shares(output.device_time_us, advances.iter().map(|advance| (advance.job, advance.rows)));
+        let modelled = modelled_shares(step, output, &self.device);
         for advance in advances {
             let device_time_us = shared.get(&advance.job).copied().unwrap_or(0);
+            let share = Share { device_time_us, modelled: modelled.get(&advance.job).copied() };
             match unguided.get(&RunId(advance.job.0)) {
                 Some(failure) => {
-                    self.advance(Advance { sampled: None, ..advance }, device_time_us, end, effects);
+                    self.advance(Advance { sampled: None, ..advance }, share, end, effects);
                     self.fail(RunId(advance.job.0), failure.clone(), end, effects);
                 }
-                None => self.advance(advance, device_time_us, end, effects),
+                None => self.advance(advance, share, end, effects),
             }
         }
         end
     }
 
-    fn advance(&mut self, advance: Advance, device_time_us: u64, end: TimeUs, effects: &mut Vec<Effect>) {
+    fn advance(&mut self, advance: Advance, share: Share, end: TimeUs, effects: &mut Vec<Effect>) {
         let Advance { job, start, rows, precision, sampled } = advance;
         let run = RunId(job.0);
         let Some(state) = self.runs.get_mut(&run) else { return };
-        state.computed(start, rows, precision, device_time_us);
+        state.computed(start, rows, precision, share);
         self.totals.input_rows += u64::from((start + rows).min(state.input).saturating_sub(start));
         report_progress(run, state, start + rows, effects);
         let mut ends = self.scheduler.is_complete(job).then_some(FinishReason::Prefilled);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use holdfast_scheduler::Step;
 use holdfast_telemetry::{DeviceMetrics, Metrics, RunSpans, names};
+use holdfast_types::StepOutput;
 use tracing::{Level, Span};
 
 /// Records the steps of one engine; see [`Engine::observe`](crate::Engine::observe).
@@ -54,9 +55,13 @@ impl StepObserver {
     }
 
     /// The step was collected; `preemptions` is the scheduler's total.
-    pub(crate) fn end(&mut self, step: &Step, device_time_us: u64, preemptions: u64) {
-        let duration = Duration::from_micros(device_time_us);
+    pub(crate) fn end(&mut self, step: &Step, output: &StepOutput, preemptions: u64) {
+        let duration = Duration::from_micros(output.device_time_us);
         self.metrics.step(step.jobs.len() as u64, u64::from(step.rows), duration);
+        if let Some(modelled) = &output.modelled {
+            let duration = Duration::from_nanos(modelled.chip_time_ns);
+            self.metrics.step_modelled(duration, modelled.padding, modelled.programs_made.into());
+        }
         let new = preemptions.saturating_sub(self.preemptions);
         self.preemptions = preemptions;
         if new > 0 {

@@ -6,9 +6,24 @@
 use std::collections::BTreeMap;
 
 use holdfast_kv::Found;
-use holdfast_types::{Failure, Precision, SampledToken, SequenceId, TimeUs, TokenMask, Usage};
+use holdfast_scheduler::{JobId, Step};
+use holdfast_types::{
+    DeviceDescription, Failure, ModelledUsage, Precision, SampledToken, SequenceId, StepOutput, TimeUs, TokenMask,
+    Usage,
+};
 
 use crate::{FinishReason, Run, SampleRequest};
+
+const NANOSECONDS_PER_HOUR: f64 = 3.6e12;
+
+/// A run's share of a step.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Share {
+    /// Of its measured time.
+    pub(crate) device_time_us: u64,
+    /// Of its modelled time, as the device apportioned it.
+    pub(crate) modelled: Option<ModelledUsage>,
+}
 
 /// What the engine remembers of a run.
 #[derive(Debug)]
@@ -103,8 +118,8 @@ impl RunState {
         }
     }
 
-    /// Rows were computed for it, with its share of the step's time.
-    pub(crate) fn computed(&mut self, start: u32, rows: u32, precision: Precision, device_time_us: u64) {
+    /// Rows were computed for it, with its share of the step.
+    pub(crate) fn computed(&mut self, start: u32, rows: u32, precision: Precision, share: Share) {
         let Account { usage, settled, computed_before, .. } = &mut self.account;
         let end = start + rows;
         let between = |low: u32, high: u32| u64::from(end.min(high).saturating_sub(start.max(low)));
@@ -119,7 +134,11 @@ impl RunState {
             Precision::Int4 => &mut usage.by_precision.int4,
         };
         *by_precision += u64::from(rows);
-        usage.device_time_us += device_time_us;
+        usage.device_time_us += share.device_time_us;
+        match (&mut usage.modelled, &share.modelled) {
+            (Some(sum), Some(share)) => *sum += share,
+            (sum, share) => *sum = sum.or(*share),
+        }
     }
 
     /// A token was sampled at `now`. Returns why the run ends with it, if it does.
@@ -190,6 +209,22 @@ pub(crate) fn shares<K: Ord + Copy>(total: u64, rows: impl Iterator<Item = (K, u
         (key, upto(before) - upto(start))
     })
     .collect()
+}
+
+/// What a step would have taken of the chip that the device stands for, for each of its jobs.
+pub(crate) fn modelled_shares(
+    step: &Step,
+    output: &StepOutput,
+    device: &DeviceDescription,
+) -> BTreeMap<JobId, ModelledUsage> {
+    let Some((modelled, chip)) = output.modelled.as_ref().zip(device.modelled.as_ref()) else { return BTreeMap::new() };
+    let usd_per_ns = chip.usd_per_hour.map(|price| price / NANOSECONDS_PER_HOUR);
+    let used = |chip_time_ns: u64| ModelledUsage {
+        chip: chip.chip,
+        chip_time_ns,
+        cost_usd: usd_per_ns.map(|price| price * chip_time_ns as f64),
+    };
+    step.jobs.iter().zip(&modelled.shares_ns).map(|(job, share)| (*job, used(*share))).collect()
 }
 
 #[cfg(test)]

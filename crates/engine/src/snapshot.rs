@@ -32,6 +32,8 @@ pub struct EngineSnapshot {
     pub steps: u64,
     /// Device time of all steps, microseconds.
     pub device_time_us: u64,
+    /// Time of all steps on the chip that the device stands for, nanoseconds. Modelled; 0 without a chip.
+    pub modelled_time_ns: u64,
     /// Input tokens whose KV was found.
     pub cached_tokens: u64,
     /// Rows of input that were computed, repeats included.

@@ -16,12 +16,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use holdfast_backend::sampler::{SlotSampler, check_mask};
 use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDirection, CopyDone, CopyTicket, StepTicket};
 use holdfast_types::{
-    BlockId, DeviceDescription, Digest, KvDestination, KvGroup, LateInputs, LogToken, NumericsClass, OutputRequest,
-    Precision, RowInput, SequenceOutput, SequenceStep, SlotChange, SlotId, SlotSampling, StepLimits, StepOutput,
-    StepPlan, TokenId, TokenMask,
+    BlockId, DeviceDescription, Digest, KvDestination, KvGroup, LateInputs, LogToken, ModelledStep, NumericsClass,
+    OutputRequest, Precision, RowInput, SequenceOutput, SequenceStep, SlotChange, SlotId, SlotSampling, StepLimits,
+    StepOutput, StepPlan, TokenId, TokenMask,
 };
 
 use crate::Run;
+
+/// Nanoseconds that a row takes on the chip of a description that names one.
+const CHIP_NS_PER_ROW: u64 = 1_001;
 
 /// Bytes of an exported cell: chain, token, position, precision.
 const CELL_BYTES: usize = 17;
@@ -44,8 +47,17 @@ pub fn small_device(block_tokens: u32, blocks: &[u32], slots: u32) -> DeviceDesc
         vocab_size: 61,
         precisions: vec![Precision::Native, Precision::Int8],
         price_usd_per_hour: None,
+        modelled: None,
         epoch: 1,
     }
+}
+
+/// What a step would take on a chip: the same time for every row.
+fn modelled(plan: &StepPlan) -> ModelledStep {
+    let time = |sequence: &SequenceStep| CHIP_NS_PER_ROW * sequence.inputs.len() as u64;
+    let shares_ns: Vec<u64> = plan.sequences.iter().map(time).collect();
+    let chip_time_ns = shares_ns.iter().sum();
+    ModelledStep { chip_time_ns, shares_ns, hbm_bytes: 0, runs: 1, padding: 0.0, programs_made: 0 }
 }
 
 /// Which call fails.
@@ -386,7 +398,12 @@ impl Backend for TokenBackend {
                 }
                 Err(error)
             }
-            None => Ok(StepOutput { id: plan.id, sequences, device_time_us: 200 + 50 * rows + visible / 16 }),
+            None => Ok(StepOutput {
+                id: plan.id,
+                sequences,
+                device_time_us: 200 + 50 * rows + visible / 16,
+                modelled: self.description.modelled.as_ref().map(|_| modelled(&plan)),
+            }),
         }
     }
 

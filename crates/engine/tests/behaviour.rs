@@ -11,7 +11,8 @@ use holdfast_engine::testing::{Call, TokenBackend, small_device};
 use holdfast_engine::{Command, Engine, FinishReason, Run, RunId};
 use holdfast_kv::{ChainDomain, DomainSecret};
 use holdfast_types::{
-    DeviceDescription, LateInputs, LogToken, Precision, Reason, SamplingParams, SequenceId, StepOutput, StepPlan,
+    DeviceDescription, LateInputs, LogToken, ModelledChip, Precision, Reason, SamplingParams, SequenceId, StepOutput,
+    StepPlan,
 };
 
 fn host() -> Host {
@@ -207,6 +208,35 @@ fn device_time_is_shared_out_to_the_last_microsecond() {
     host.settle();
     let shared: u64 = host.records.values().map(|record| record.usage.device_time_us).sum();
     assert_eq!(shared, host.engine.snapshot().device_time_us);
+}
+
+#[test]
+fn modelled_time_is_shared_out_whole_and_priced_and_absent_without_a_chip() {
+    let mut plain = host();
+    assert_eq!(plain.complete(run(1, log(1..20), 5)).usage.modelled, None);
+
+    let chip = ModelledChip {
+        chip: "trn1".parse().unwrap(),
+        cores: 2,
+        programs: 1,
+        hbm_bytes: 1,
+        weight_bytes: 0,
+        kv_bytes: 0,
+        usd_per_hour: Some(3.6),
+    };
+    let device = DeviceDescription { modelled: Some(chip), ..host().device };
+    let mut host = Host::new(device, config(8));
+    host.poll((1..=3).map(|id| start(run(id, log(id as u32..20), 5))).collect());
+    host.settle();
+    let shares: Vec<_> = host.records.values().map(|record| record.usage.modelled.unwrap()).collect();
+    let whole: u64 = shares.iter().map(|share| share.chip_time_ns).sum();
+    assert_eq!(whole, host.engine.snapshot().modelled_time_ns);
+    assert!(whole > 0);
+    for share in shares {
+        assert_eq!(share.chip.as_str(), "trn1");
+        let cost = share.chip_time_ns as f64 * 1e-12;
+        assert!((share.cost_usd.unwrap() - cost).abs() < 1e-15, "{share:?}");
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! What the contract knows and this version does not do: refused by name, never ignored.
 //!
 //! In: the place of the field, or the method. Out: `FIELD_NOT_IMPLEMENTED` or `METHOD_NOT_IMPLEMENTED`. The list, in one
-//! place: ForkSession and SuspendSession; `on_busy` STEER and INTERRUPT; image and file parts;
-//! `include_modelled_cost`. Deliberately not here: fields that nobody knows, which protobuf drops before anyone sees them.
+//! place: ForkSession and SuspendSession; `on_busy` STEER and INTERRUPT; image and file
+//! parts. Deliberately not here: fields that nobody knows, which protobuf drops before anyone sees them.
 
 use holdfast_types::{Failure, FailureDetail, Reason};
 

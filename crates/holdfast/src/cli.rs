@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Sessions(SessionsArgs),
     /// Register models by name, look at them and verify them; without a subcommand, list what a runtime serves.
     Models(ModelsArgs),
+    /// Tell the device of each served model, the chip that it stands for, and what is modelled of that chip and the others.
+    Devices(DevicesArgs),
     /// Print every setting in force and where its value came from.
     Config(SettingsArgs),
     /// Print a completion script for a shell: `holdfast completions bash > ~/.local/share/bash-completion/completions/holdfast`.
@@ -70,6 +72,15 @@ pub(crate) struct ChatArgs {
     /// 0 is greedy, at most 2 [default: the model's].
     #[arg(long)]
     pub(crate) temperature: Option<f32>,
+    #[command(flatten)]
+    pub(crate) settings: SettingsArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArgs {
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) settings: SettingsArgs,
 }

@@ -6,6 +6,7 @@ mod chat;
 mod cli;
 mod clock;
 mod config;
+mod devices;
 mod find;
 mod flags;
 mod gauges;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Config(args) => return config::run(&load_settings(&args)?),
+        Command::Devices(args) => return devices::run(&load_settings(&args.settings)?.settings, args.json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "holdfast", &mut std::io::stdout());
             return Ok(());
@@ -55,7 +57,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Chat(args) => chat::run(args).await,
             Command::Sessions(args) => sessions::run(args).await,
             Command::Models(args) => models::run(args).await,
-            Command::Config(_) | Command::Completions { .. } => Ok(()),
+            Command::Config(_) | Command::Devices(_) | Command::Completions { .. } => Ok(()),
         }
     })
 }

@@ -36,7 +36,7 @@ fn journal(error: &JournalError) -> Reason {
 
 fn device(error: &NeuronError) -> Reason {
     match error {
-        NeuronError::Setting { .. } => Reason::InvalidSetting,
+        NeuronError::Setting { .. } | NeuronError::Chip(_) => Reason::InvalidSetting,
         NeuronError::Model(_) => Reason::InvalidModel,
         NeuronError::Threads(_) => Reason::DeviceFault,
     }

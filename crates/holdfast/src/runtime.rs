@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use crate::find::{Found, find};
 use crate::registry::Registry;
 use crate::settings::{KvFormat, Settings, Weights};
-use crate::{build, clock, gauges};
+use crate::{build, clock, devices, gauges};
 
 /// What this build can do, for `GetRuntime`.
 const FEATURES: &[&str] = &[
@@ -182,7 +182,7 @@ fn worker_settings(settings: &Settings, metrics: Arc<Metrics>, runs: RunSpans) -
 }
 
 /// Names and places of the models that are to be served.
-fn sources(settings: &Settings) -> anyhow::Result<Vec<(String, Found)>> {
+pub(crate) fn sources(settings: &Settings) -> anyhow::Result<Vec<(String, Found)>> {
     let registry = Registry::new(settings.models_dir());
     let mut names = BTreeSet::new();
     let mut sources = Vec::new();
@@ -266,7 +266,7 @@ fn start_device(
     Ok((device, handle))
 }
 
-fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Result<NeuronSettings> {
+pub(crate) fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Result<NeuronSettings> {
     let device = &settings.device;
     let defaults = NeuronSettings::default();
     Ok(NeuronSettings {
@@ -285,6 +285,7 @@ fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Result<NeuronSe
             KvFormat::F32 => Some(holdfast_backend_neuron::KvFormat::F32),
             KvFormat::Bf16 => Some(holdfast_backend_neuron::KvFormat::Bf16),
         },
+        chip: devices::chip(settings),
         ..defaults
     })
 }

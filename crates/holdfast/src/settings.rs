@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::{Figment, Provider};
+use holdfast_backend_neuron::program::Buckets;
 use holdfast_types::Limits;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,10 @@ pub(crate) struct Settings {
     pub(crate) models_dir: Option<PathBuf>,
     /// The device that each model runs on.
     pub(crate) device: DeviceSettings,
+    /// The chip that each device stands for.
+    pub(crate) chip: ChipSettings,
+    /// What chips cost.
+    pub(crate) prices: PriceSettings,
     /// How steps are filled.
     pub(crate) scheduler: SchedulerSettings,
     /// How sessions are kept in memory.
@@ -82,6 +87,56 @@ pub(crate) enum KvFormat {
     F32,
     /// Rounded to bf16.
     Bf16,
+}
+
+/// `[chip]`: what it says changes modelled figures only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ChipSettings {
+    /// Which.
+    pub(crate) name: ChipName,
+    /// Cores of each device; 0 follows the model.
+    pub(crate) cores: u32,
+    /// HBM of one chip, bytes; 0 is the chip's own.
+    pub(crate) hbm_bytes: u64,
+    /// Sequences of a program.
+    pub(crate) batch_buckets: Vec<u32>,
+    /// Rows of a program's sequences.
+    pub(crate) query_buckets: Vec<u32>,
+    /// Tokens of a program's sequences; empty is 512 and its doubles up to the context.
+    pub(crate) context_buckets: Vec<u32>,
+}
+
+/// A chip of the table, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ChipName {
+    /// Trn2 where the model fits it, else none.
+    Auto,
+    /// Nothing is modelled.
+    None,
+    /// Trainium 1.
+    Trn1,
+    /// Inferentia 2.
+    Inf2,
+    /// Trainium 2.
+    Trn2,
+    /// Trainium 3.
+    Trn3,
+}
+
+/// `[prices]`: USD per hour of one chip; unset is the built-in list price, if there is one.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PriceSettings {
+    /// Of a Trn1.
+    pub(crate) trn1_usd_per_hour: Option<f64>,
+    /// Of an Inf2.
+    pub(crate) inf2_usd_per_hour: Option<f64>,
+    /// Of a Trn2.
+    pub(crate) trn2_usd_per_hour: Option<f64>,
+    /// Of a Trn3.
+    pub(crate) trn3_usd_per_hour: Option<f64>,
 }
 
 /// `[scheduler]`
@@ -155,6 +210,8 @@ impl Default for Settings {
             models: vec!["pebble".to_owned()],
             models_dir: None,
             device: DeviceSettings::default(),
+            chip: ChipSettings::default(),
+            prices: PriceSettings::default(),
             scheduler: SchedulerSettings::default(),
             worker: WorkerSettings::default(),
             shutdown: ShutdownSettings::default(),
@@ -174,6 +231,20 @@ impl Default for DeviceSettings {
             block_tokens: 16,
             slots: 256,
             max_step_rows: 1024,
+        }
+    }
+}
+
+impl Default for ChipSettings {
+    fn default() -> Self {
+        let Buckets { batch, query, context } = Buckets::default();
+        Self {
+            name: ChipName::Auto,
+            cores: 0,
+            hbm_bytes: 0,
+            batch_buckets: batch,
+            query_buckets: query,
+            context_buckets: context,
         }
     }
 }
@@ -322,6 +393,16 @@ impl Settings {
                 return wrong(key, "must be at least 1".to_owned());
             }
         }
+        for (key, price) in [
+            ("prices.trn1_usd_per_hour", self.prices.trn1_usd_per_hour),
+            ("prices.inf2_usd_per_hour", self.prices.inf2_usd_per_hour),
+            ("prices.trn2_usd_per_hour", self.prices.trn2_usd_per_hour),
+            ("prices.trn3_usd_per_hour", self.prices.trn3_usd_per_hour),
+        ] {
+            if price.is_some_and(|price| !price.is_finite() || price < 0.0) {
+                return wrong(key, "must be a number from 0 up".to_owned());
+            }
+        }
         if let Some(name) = self.limits.entries().into_iter().find_map(|(name, value)| (value == 0).then_some(name)) {
             return wrong("limits", format!("{name} must be at least 1"));
         }
@@ -387,6 +468,8 @@ mod tests {
             ("[device]\nblock_tokens = 17", "device.block_tokens"),
             ("[device]\nslots = 0", "device.slots"),
             ("[limits]\npage_size = 0", "page_size"),
+            ("[chip]\nname = \"trn9\"", "trn9"),
+            ("[prices]\ntrn2_usd_per_hour = -1.0", "prices.trn2_usd_per_hour"),
         ] {
             let error = load(None, none(), Toml::string(toml)).unwrap_err().to_string();
             assert!(error.contains(key), "{toml}: {error}");

@@ -26,6 +26,7 @@ pub(crate) fn windowed_device(block_tokens: u32, groups: &[(u32, Option<u32>)]) 
         vocab_size: 100,
         precisions: vec![Precision::Native],
         price_usd_per_hour: None,
+        modelled: None,
         epoch: 1,
     }
 }

@@ -87,7 +87,7 @@ fn answer(plan: &StepPlan) -> StepOutput {
         let sample = SampledToken { id: position % 1000, position, logprobs: Vec::new() };
         SequenceOutput { slot: sequence.slot, samples: vec![sample], logits: Vec::new() }
     });
-    StepOutput { id: plan.id, sequences: sequences.collect(), device_time_us: 100 }
+    StepOutput { id: plan.id, sequences: sequences.collect(), device_time_us: 100, modelled: None }
 }
 
 /// A scheduler and the lengths of the logs it was given.

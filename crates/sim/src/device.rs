@@ -74,6 +74,7 @@ impl DeviceShape {
             vocab_size: Alphabet::VOCAB,
             precisions: vec![Precision::Native],
             price_usd_per_hour: None,
+            modelled: None,
             epoch,
         }
     }

@@ -27,6 +27,9 @@ const STEP_BUCKETS_S: &[f64] =
 const SIZE_BUCKETS: &[f64] =
     &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0];
 
+/// Parts of a whole, in tenths.
+const RATIO_BUCKETS: &[f64] = &[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+
 /// Blocks of KV of one device at one moment; the three are disjoint and add up to the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BlockCounts {
@@ -60,6 +63,9 @@ pub struct DeviceMetrics {
     step_duration: Histogram<f64>,
     step_sequences: Histogram<u64>,
     step_rows: Histogram<u64>,
+    step_modelled_duration: Histogram<f64>,
+    step_modelled_padding: Histogram<f64>,
+    modelled_programs_late: Counter<u64>,
     preemptions: Counter<u64>,
 }
 
@@ -69,6 +75,13 @@ impl DeviceMetrics {
         self.step_duration.record(duration.as_secs_f64(), &self.device);
         self.step_sequences.record(sequences, &self.device);
         self.step_rows.record(rows, &self.device);
+    }
+
+    /// What a collected step would have taken on the chip that the device stands for; `padding` is from 0 to 1.
+    pub fn step_modelled(&self, duration: Duration, padding: f64, programs_late: u64) {
+        self.step_modelled_duration.record(duration.as_secs_f64(), &self.device);
+        self.step_modelled_padding.record(padding, &self.device);
+        self.modelled_programs_late.add(programs_late, &self.device);
     }
 
     /// Sequences lost their blocks to an older one.
@@ -94,6 +107,9 @@ pub struct Metrics {
     step_duration: Histogram<f64>,
     step_sequences: Histogram<u64>,
     step_rows: Histogram<u64>,
+    step_modelled_duration: Histogram<f64>,
+    step_modelled_padding: Histogram<f64>,
+    modelled_programs_late: Counter<u64>,
     commit_duration: Histogram<f64>,
     commit_batches: Histogram<u64>,
     grpc_requests: Counter<u64>,
@@ -130,6 +146,9 @@ impl Metrics {
             step_duration: seconds(meter, names::STEP_DURATION, STEP_BUCKETS_S),
             step_sequences: sizes(meter, names::STEP_SEQUENCES),
             step_rows: sizes(meter, names::STEP_ROWS),
+            step_modelled_duration: seconds(meter, names::STEP_MODELLED_DURATION, STEP_BUCKETS_S),
+            step_modelled_padding: ratios(meter, names::STEP_MODELLED_PADDING),
+            modelled_programs_late: counter(meter, names::MODELLED_PROGRAMS_LATE),
             commit_duration: seconds(meter, names::JOURNAL_COMMIT_DURATION, STEP_BUCKETS_S),
             commit_batches: sizes(meter, names::JOURNAL_COMMIT_BATCHES),
             grpc_requests: counter(meter, names::GRPC_REQUESTS),
@@ -209,6 +228,9 @@ impl Metrics {
             step_duration: self.step_duration.clone(),
             step_sequences: self.step_sequences.clone(),
             step_rows: self.step_rows.clone(),
+            step_modelled_duration: self.step_modelled_duration.clone(),
+            step_modelled_padding: self.step_modelled_padding.clone(),
+            modelled_programs_late: self.modelled_programs_late.clone(),
             preemptions: self.preemptions.clone(),
         }
     }
@@ -246,6 +268,12 @@ fn described(name: &'static str) -> (&'static str, &'static str) {
 fn seconds(meter: &Meter, name: &'static str, buckets: &[f64]) -> Histogram<f64> {
     let (unit, meaning) = described(name);
     meter.f64_histogram(name).with_unit(unit).with_description(meaning).with_boundaries(buckets.to_vec()).build()
+}
+
+fn ratios(meter: &Meter, name: &'static str) -> Histogram<f64> {
+    let (unit, meaning) = described(name);
+    let histogram = meter.f64_histogram(name).with_unit(unit).with_description(meaning);
+    histogram.with_boundaries(RATIO_BUCKETS.to_vec()).build()
 }
 
 fn sizes(meter: &Meter, name: &'static str) -> Histogram<u64> {

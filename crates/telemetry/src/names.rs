@@ -178,6 +178,12 @@ names! {
     STEP_SEQUENCES = "holdfast.step.sequences", Histogram, "{sequence}";
     /// Rows in a step.
     STEP_ROWS = "holdfast.step.rows", Histogram, "{row}";
+    /// Modelled: time of a step on the chip that the device stands for.
+    STEP_MODELLED_DURATION = "holdfast.step.modelled.duration", Histogram, "s";
+    /// Modelled: the part of a step's multiplications on that chip that is padding.
+    STEP_MODELLED_PADDING = "holdfast.step.modelled.padding", Histogram, "1";
+    /// Modelled: programs for that chip that were made after the first step; none ever should be.
+    MODELLED_PROGRAMS_LATE = "holdfast.modelled.programs.late", Counter, "{program}";
     /// Time of a group commit of the journal.
     JOURNAL_COMMIT_DURATION = "holdfast.journal.commit.duration", Histogram, "s";
     /// Batches in a group commit.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Precision};
+use crate::{Digest, ModelledChip, Precision};
 
 /// Inside one class the same tokens come out bit for bit: backend family, weight precision, the kernels' arithmetic and
 /// their revision, for example `neuron/f32/r1`. Part of block keys.
@@ -90,6 +90,8 @@ pub struct DeviceDescription {
     pub precisions: Vec<Precision>,
     /// List price in USD per hour, if the operator set one.
     pub price_usd_per_hour: Option<f64>,
+    /// The chip that it stands for, if any. Modelled, never measured.
+    pub modelled: Option<ModelledChip>,
     /// Counts the device's lives.
     pub epoch: u64,
 }

@@ -11,6 +11,7 @@ mod event;
 mod ids;
 mod item;
 mod limits;
+mod modelled;
 mod plan;
 mod sampling;
 mod session;
@@ -24,6 +25,7 @@ pub use event::{Event, EventKind, TokenRange};
 pub use ids::{IdError, ItemNumber, Principal, SequenceId, SessionId, TenantId, TurnNumber};
 pub use item::{Item, ItemContent, ItemState, NumberedItem, Part, Role};
 pub use limits::Limits;
+pub use modelled::{ChipName, ModelledChip, ModelledStep, ModelledUsage, NotAChip};
 pub use plan::{
     BlockId, BlockMove, KvDestination, LateInputs, OutputRequest, RowInput, RowOutput, SampledToken, SequenceOutput,
     SequenceStep, SlotChange, SlotId, SlotSampling, StepId, StepOutput, StepPlan, TableChange, TokenLogprob, TokenMask,

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Precision, SamplingParams, TokenId};
+use crate::{ModelledStep, Precision, SamplingParams, TokenId};
 
 /// Counts the steps of one engine, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -187,6 +187,8 @@ pub struct StepOutput {
     pub sequences: Vec<SequenceOutput>,
     /// Time the device spent on it, microseconds. Measured, never modelled.
     pub device_time_us: u64,
+    /// What it would take on the chip that the device stands for, if any. Modelled, never measured.
+    pub modelled: Option<ModelledStep>,
 }
 
 /// What one sequence gave.

@@ -11,6 +11,8 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ModelledUsage;
+
 /// Cached input tokens by where their KV was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -101,6 +103,9 @@ pub struct Usage {
     pub context_used: u64,
     /// Most tokens that the log may hold.
     pub context_limit: u64,
+    /// What it would have taken on the chip that the device stands for, if any. Modelled, never measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modelled: Option<ModelledUsage>,
 }
 
 impl AddAssign<&Usage> for Usage {
@@ -133,5 +138,9 @@ impl AddAssign<&Usage> for Usage {
         self.kv_byte_seconds.object_store += later.kv_byte_seconds.object_store;
         self.context_used = later.context_used;
         self.context_limit = later.context_limit;
+        match (&mut self.modelled, &later.modelled) {
+            (Some(sum), Some(later)) => *sum += later,
+            (sum, later) => *sum = sum.or(*later),
+        }
     }
 }

@@ -59,7 +59,7 @@ impl NoopDevice {
             SequenceOutput { slot: sequence.slot, samples, logits: Vec::new() }
         });
         // What making this answer takes is the harness's time, not a device's: the cost model is told of none.
-        StepOutput { id: plan.id, sequences: sequences.collect(), device_time_us: 0 }
+        StepOutput { id: plan.id, sequences: sequences.collect(), device_time_us: 0, modelled: None }
     }
 }
 
@@ -83,6 +83,7 @@ pub(crate) fn describe(sequences: u32, vocab_size: u32) -> DeviceDescription {
         vocab_size,
         precisions: vec![Precision::Native],
         price_usd_per_hour: None,
+        modelled: None,
         epoch: 1,
     }
 }

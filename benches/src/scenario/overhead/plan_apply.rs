@@ -90,7 +90,7 @@ fn answer(plan: &StepPlan) -> StepOutput {
         let samples = vec![SampledToken { id: 1, position, logprobs: Vec::new() }];
         SequenceOutput { slot: sequence.slot, samples, logits: Vec::new() }
     });
-    StepOutput { id: plan.id, sequences: sequences.collect(), device_time_us: 0 }
+    StepOutput { id: plan.id, sequences: sequences.collect(), device_time_us: 0, modelled: None }
 }
 
 /// A log that shares no block with another's.

@@ -5,8 +5,8 @@ use holdfast_contracts::v1;
 use holdfast_contracts::v1::item::Kind;
 use holdfast_types::{
     Digest, Event, EventKind, Failure, FailureDetail, GenerationRecord, Item, ItemNumber, Limits, ModelRevision,
-    NumericsClass, Reason, RequiredCall, Role, SamplingOverrides, SessionConfig, SessionId, SessionState, StopReason,
-    TokenLogprob, TokenRange, ToolChoice, Turn, TurnNumber, TurnState, Usage,
+    ModelledUsage, NumericsClass, Reason, RequiredCall, Role, SamplingOverrides, SessionConfig, SessionId,
+    SessionState, StopReason, TokenLogprob, TokenRange, ToolChoice, Turn, TurnNumber, TurnState, Usage,
 };
 use holdfast_worker_api::{CompletionEvent, Session};
 
@@ -427,6 +427,20 @@ fn a_turn_is_continued_by_its_results_alone() {
         let failure = turn::run(&limits(), bad).unwrap_err();
         assert_eq!((failure.reason, path(&failure)), (Reason::InvalidArgument, at));
     }
+}
+
+#[test]
+fn modelled_cost_is_added_to_a_turn_and_its_generations_only_when_asked_for() {
+    let modelled = ModelledUsage { chip: "inf2".parse().unwrap(), chip_time_ns: 7_000, cost_usd: Some(2e-6) };
+    let mut told = a_turn();
+    told.usage.modelled = Some(modelled);
+    let mut answer = turn::of_session(&SessionId::parse("session-1").unwrap(), &told);
+    let cost = |usage: &Option<v1::Usage>| usage.as_ref().and_then(|usage| usage.modelled_cost.clone());
+    assert_eq!(cost(&answer.usage), None);
+    turn::add_modelled_cost(&mut answer, &told);
+    let sum = cost(&answer.usage).unwrap();
+    assert_eq!((sum.chip.as_str(), sum.chip_time_us, sum.cost_usd_micros), ("inf2", 7, Some(2)));
+    assert_eq!(cost(&answer.generations[0].usage), None, "what was not modelled stays absent");
 }
 
 fn a_turn() -> Turn {

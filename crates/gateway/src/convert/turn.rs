@@ -156,6 +156,18 @@ pub(crate) fn turn(home: Home<'_>, turn: &Turn) -> v1::Turn {
     }
 }
 
+/// Adds what was modelled of a turn and its generations to the usage in its answer, for a client that asked.
+pub(crate) fn add_modelled_cost(answer: &mut v1::Turn, turn: &Turn) {
+    let generations = answer.generations.iter_mut().map(|generation| &mut generation.usage);
+    let answers = generations.chain([&mut answer.usage]);
+    let used = turn.generations.iter().map(|generation| &generation.usage).chain([&turn.usage]);
+    for (answer, used) in answers.zip(used) {
+        if let Some(answer) = answer {
+            answer.modelled_cost = used.modelled.as_ref().map(usage::modelled_cost);
+        }
+    }
+}
+
 /// Writes a call that waits.
 pub(crate) fn required_call(call: &RequiredCall) -> v1::RequiredCall {
     v1::RequiredCall {

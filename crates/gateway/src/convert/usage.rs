@@ -1,11 +1,11 @@
 //! Usage, outwards.
 //!
 //! In: the house's counts. Out: the contract's, in the same three disjoint parts:
-//! `input_tokens = cached_tokens + computed_tokens + recomputed_tokens`. Deliberately not here: modelled cost, which is
-//! never in an answer that did not ask for it.
+//! `input_tokens = cached_tokens + computed_tokens + recomputed_tokens`. Modelled cost is written apart, by the one call that may ask
+//! for it.
 
 use holdfast_contracts::v1;
-use holdfast_types::{CachedTokens, KvByteSeconds, PrecisionTokens, Usage};
+use holdfast_types::{CachedTokens, KvByteSeconds, ModelledUsage, PrecisionTokens, Usage};
 
 /// Writes usage; parts that are all zero are left out.
 pub(crate) fn usage(usage: &Usage) -> v1::Usage {
@@ -45,8 +45,18 @@ pub(crate) fn usage(usage: &Usage) -> v1::Usage {
     }
 }
 
+/// Writes what it would have taken on a chip, rounded to the nearest microsecond and millionth of a dollar.
+pub(crate) fn modelled_cost(modelled: &ModelledUsage) -> v1::ModelledCost {
+    v1::ModelledCost {
+        chip: modelled.chip.to_string(),
+        chip_time_us: modelled.chip_time_ns.saturating_add(500) / 1_000,
+        cost_usd_micros: modelled.cost_usd.map(|usd| (usd * 1e6).round() as u64),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -63,5 +73,13 @@ mod tests {
         assert_eq!((out.recomputed_tokens, out.preempted_tokens), (5, 3));
         assert!(out.cached_by_source.is_some());
         assert!(out.tokens_by_precision.is_none() && out.kv_byte_seconds.is_none() && out.modelled_cost.is_none());
+    }
+    #[test]
+    fn modelled_cost_is_rounded_and_has_no_price_where_none_is_known() {
+        let chip = "trn1".parse().unwrap();
+        let out = modelled_cost(&ModelledUsage { chip, chip_time_ns: 1_500, cost_usd: Some(0.000_002_6) });
+        assert_eq!((out.chip.as_str(), out.chip_time_us, out.cost_usd_micros), ("trn1", 2, Some(3)));
+        let out = modelled_cost(&ModelledUsage { chip, chip_time_ns: 1_499, cost_usd: None });
+        assert_eq!((out.chip_time_us, out.cost_usd_micros), (1, None));
     }
 }

@@ -212,12 +212,14 @@ impl SessionService for Sessions {
         let edge = &self.0;
         edge.unary("holdfast.v1.SessionService/GetTurn", request, |caller, request| async move {
             let (session, turn) = names::parse_turn(Field::Root("name"), &request.name)?;
-            if request.include_modelled_cost {
-                return Err(unimplemented::field(Field::Root("include_modelled_cost")));
-            }
             note_session(&session);
             note_turn(turn);
-            Ok(convert::turn::of_session(&session, &edge.worker.get_turn(&caller, &session, turn).await?))
+            let turn = edge.worker.get_turn(&caller, &session, turn).await?;
+            let mut answer = convert::turn::of_session(&session, &turn);
+            if request.include_modelled_cost {
+                convert::turn::add_modelled_cost(&mut answer, &turn);
+            }
+            Ok(answer)
         })
         .await
     }

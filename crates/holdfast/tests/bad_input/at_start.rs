@@ -44,6 +44,10 @@ pub(crate) const STARTS: &[Start] = starts! {
         home.refused(&["--set", "device.block_tokens=17"], &[]);
     "a KV pool that cannot hold one block" => "INVALID_SETTING", ["kv_bytes"], |home|
         home.refused(&["--set", "device.kv_bytes=4096"], &[]);
+    "a named chip without room for the model" => "INVALID_SETTING", ["HBM", "trn2"], |home|
+        home.refused(&["--set", "chip.name=trn2", "--set", "chip.hbm_bytes=1048576"], &[]);
+    "buckets that do not rise" => "INVALID_SETTING", ["buckets", "batch"], |home|
+        home.refused(&["--set", "chip.batch_buckets=[1, 4, 2]"], &[]);
     "an address that is none" => "INVALID_SETTING", ["listen"], |home|
         home.refused(&["--set", "listen=\"everywhere\""], &[]);
     "listening beyond loopback without --insecure" => "INVALID_SETTING", ["0.0.0.0", "--insecure"], |home|

@@ -23,8 +23,4 @@ pub(crate) const ROWS: &[Row] = rows! {
         ground.given(vec![of_part(Part::Image(v1::ImagePart { media_type: "image/png".to_owned(), data: vec![0; 8] }))]);
     "a file" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `input[0].message.content[0].file`", |ground|
         ground.given(vec![of_part(Part::File(v1::FilePart::default()))]);
-    "include_modelled_cost" => Unimplemented, "FIELD_NOT_IMPLEMENTED", "BadRequest `include_modelled_cost`", |ground| async {
-        let (_, name) = ground.talked().await;
-        ground.client.sessions().get_turn(v1::GetTurnRequest { name, include_modelled_cost: true }).await
-    };
 };

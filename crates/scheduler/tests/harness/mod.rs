@@ -24,6 +24,7 @@ pub fn device(block_tokens: u32, blocks: u32, slots: u32, rows: u32) -> DeviceDe
         vocab_size: 1000,
         precisions: vec![Precision::Native],
         price_usd_per_hour: None,
+        modelled: None,
         epoch: 1,
     }
 }
@@ -116,7 +117,7 @@ impl Books {
                 sequences.push(SequenceOutput { slot: sequence.slot, samples: vec![sample], logits: Vec::new() });
             }
         }
-        StepOutput { id: plan.id, sequences, device_time_us: 100 }
+        StepOutput { id: plan.id, sequences, device_time_us: 100, modelled: None }
     }
 }
 
