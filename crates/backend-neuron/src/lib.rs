@@ -3,7 +3,7 @@
 //!
 //! In: a decoder described by data with its weights, [`NeuronSettings`], then step plans through
 //! [`holdfast_backend::Backend`]. Out: logits, samples, block bytes. Deliberately not here: block allocation and anything about
-//! sessions.
+//! sessions. [`program`] models the chip that it stands for; nothing else here knows that chip.
 //!
 //! Invariant: a row's bits depend on its sequence's tokens and positions only. Every kernel accumulates each output element
 //! in one fixed order, whatever the batch, the tile, the thread or the instruction set; that is why neither threads nor

@@ -4,7 +4,7 @@
 
 mod support;
 
-use holdfast_client::v1;
+use holdfast_client::{Client, v1};
 use serde_json::Value;
 
 use support::process::{command, finished};
@@ -14,6 +14,11 @@ fn devices(home: &Home, arguments: &[&str]) -> std::process::Output {
     let mut command = command();
     command.args(["devices", "--data-dir"]).arg(home.data()).args(arguments);
     finished(command, SOON)
+}
+
+async fn with_cost(client: &Client, name: &str) -> v1::Turn {
+    let request = v1::GetTurnRequest { name: name.to_owned(), include_modelled_cost: true };
+    client.sessions().get_turn(request).await.unwrap().into_inner()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -28,8 +33,7 @@ async fn a_turn_tells_its_modelled_cost_to_whom_asks_and_only_to_them() {
     let unasked = talk::get_turn(&client, &ended.name).await.unwrap();
     assert!(unasked.usage.unwrap().modelled_cost.is_none());
 
-    let request = v1::GetTurnRequest { name: ended.name.clone(), include_modelled_cost: true };
-    let asked = client.sessions().get_turn(request).await.unwrap().into_inner();
+    let asked = with_cost(&client, &ended.name).await;
     let cost = asked.usage.unwrap().modelled_cost.unwrap();
     assert_eq!(cost.chip, "trn1");
     assert!(cost.chip_time_us > 0 && cost.cost_usd_micros.is_some(), "{cost:?}");
@@ -37,6 +41,11 @@ async fn a_turn_tells_its_modelled_cost_to_whom_asks_and_only_to_them() {
         asked.generations.iter().filter_map(|part| part.usage.as_ref()?.modelled_cost.clone()).collect();
     assert_eq!(parts.len(), asked.generations.len());
     assert!(parts.iter().map(|part| part.chip_time_us).sum::<u64>().abs_diff(cost.chip_time_us) <= parts.len() as u64);
+
+    drop(runtime);
+    let runtime = home.start(&["--set", "chip.name=none"]);
+    let again = with_cost(&runtime.client().await, &ended.name).await;
+    assert_eq!(again.usage.unwrap().modelled_cost, Some(cost), "the journal keeps it, whatever chip comes next");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,8 +55,7 @@ async fn without_a_chip_there_is_no_modelled_cost() {
     let client = runtime.client().await;
     let session = talk::open(&client, talk::pebble()).await;
     let heard = talk::run_to_end(&client, talk::says(&session, "Hello")).await.unwrap();
-    let request = v1::GetTurnRequest { name: heard.ended().unwrap().name.clone(), include_modelled_cost: true };
-    let asked = client.sessions().get_turn(request).await.unwrap().into_inner();
+    let asked = with_cost(&client, &heard.ended().unwrap().name).await;
     assert!(asked.usage.unwrap().modelled_cost.is_none());
 }
 

@@ -19,6 +19,7 @@ fn record_everything(metrics: &Metrics) {
     metrics.set_blocks("neuron:0", BlockCounts { used: 10, cached: 20, free: 30 });
     let device = metrics.device("neuron:0");
     device.step(8, 24, Duration::from_millis(3));
+    device.step_modelled(Duration::from_micros(800), 0.25, 0);
     device.preempted(1);
     metrics.journal_commit(5, Duration::from_micros(300));
     metrics.grpc_request("holdfast.v1.SessionService/RunTurn", "OK");
