@@ -1,7 +1,7 @@
 //! The model held against public throughput.
 //!
 //! In: nothing. Out: for each [`Point`], what was published and what the model says; the error bound that a test asserts. The one
-//! fitted parameter, [`EFFICIENCY`](super::walk::EFFICIENCY), is the value that makes the larger of the two errors smallest.
+//! fitted parameter, [`EFFICIENCY`], is the value that makes the larger of the two errors smallest.
 //! Deliberately not here: a parameter of any single point.
 
 use std::path::Path;
