@@ -15,7 +15,6 @@ use holdfast_types::{
     StepLimits, StepOutput, StepPlan, TokenId, TokenMask,
 };
 
-use crate::decoder::Decoder;
 use crate::forward::{Forward, Row, Tables};
 use crate::kv::{GroupPool, layout_name};
 use crate::plan::{Prepared, PreparedSequence, SamplerChange, Slots, blocks_of, rejected};
@@ -65,8 +64,7 @@ impl NeuronDevice {
         settings.check()?;
         let description = describe(config, weights, settings)?;
         let context = description.limits.context as usize;
-        let decoder = Decoder::pack(config, weights, settings.weights, settings.isa);
-        let forward = Forward::new(config, decoder, &description.kv_groups, context, settings)?;
+        let forward = Forward::new(config, weights, &description.kv_groups, context, settings)?;
         let block_tokens = settings.block_tokens as usize;
         // Scratch lies behind the pool: the rows of a step, and for each sequence a block begun and a block ended.
         let scratch = (settings.max_step_rows as usize).div_ceil(block_tokens) + 2 * settings.slots as usize;
@@ -127,7 +125,8 @@ impl NeuronDevice {
                     // The plan was checked: an earlier step has drawn.
                     RowInput::LastSample => last.unwrap_or_default(),
                 };
-                batch.rows.push(Row { token, position, sequence: at });
+                let narrow = sequence.precision == Precision::Int4;
+                batch.rows.push(Row { token, position, narrow, sequence: at });
             }
         }
         batch
@@ -275,9 +274,9 @@ fn describe(
     weights: &Weights,
     settings: &NeuronSettings,
 ) -> Result<DeviceDescription, NeuronError> {
-    let (class, precision) = match settings.weights {
-        WeightFormat::F32 => ("neuron/f32/r1", Precision::Native),
-        WeightFormat::Int8 => ("neuron/int8/r1", Precision::Int8),
+    let (class, precisions) = match settings.weights {
+        WeightFormat::F32 => ("neuron/f32/r1", vec![Precision::Native]),
+        WeightFormat::Nested => ("neuron/nested/r1", vec![Precision::Int8, Precision::Int4]),
     };
     let mut kv_groups: Vec<KvGroup> = Vec::new();
     for (number, layer) in config.layers.iter().enumerate() {
@@ -326,7 +325,7 @@ fn describe(
         slots: settings.slots,
         limits,
         vocab_size: config.vocab_size,
-        precisions: vec![precision],
+        precisions,
         price_usd_per_hour: settings.price_usd_per_hour,
         epoch: 1,
     })

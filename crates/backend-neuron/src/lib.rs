@@ -17,8 +17,11 @@ pub mod kernels;
 mod kv;
 pub mod limits;
 mod matrix;
+mod memory;
+mod nested;
 mod plan;
 mod pool;
+mod rows;
 mod settings;
 
 pub use device::NeuronDevice;

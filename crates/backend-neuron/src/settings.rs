@@ -12,8 +12,10 @@ pub enum WeightFormat {
     /// As they come.
     #[default]
     F32,
-    /// int8 codes with one scale per group of 32; activations are quantised per row and group. Embeddings, norms and biases stay f32.
-    Int8,
+    /// int8 codes with one scale per group of 32 or 64, in an upper and a lower nibble plane: one copy that is read at 8 bits or, the upper
+    /// plane alone, at 4, as each sequence asks. Rows are quantised to int8 per group of 64 before each product. Norms, biases and the
+    /// routers of experts stay f32.
+    Nested,
 }
 
 /// How much KV the device holds.
@@ -89,7 +91,10 @@ pub enum NeuronError {
     Model(String),
     /// The threads could not be started.
     #[error("could not start the device's threads: {0}")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
+    Threads(#[from] std::io::Error),
+    /// The system gives no memory for the weights.
+    #[error("no memory for the weights: {0}")]
+    Memory(std::io::Error),
 }
 
 impl NeuronSettings {

@@ -8,6 +8,7 @@ use holdfast_backend_neuron::{Isa, KvSize, NeuronDevice, NeuronError, NeuronSett
 use holdfast_model::random::MicroFamily::{Gemma2, Gemma3, GptOss, Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
 use holdfast_model::random::{MicroRope, MicroShape};
 use holdfast_model::{Model, ModelSource};
+use holdfast_types::Precision::{Int4, Int8, Native};
 use holdfast_types::{BlockId, LateInputs, OutputRequest, Precision, SamplingParams, SlotSampling};
 
 fn sampling() -> SlotSampling {
@@ -19,10 +20,9 @@ fn small() -> NeuronSettings {
     NeuronSettings { threads: 1, kv: KvSize::Blocks(20), slots: 3, max_step_rows: 64, ..NeuronSettings::default() }
 }
 
-/// A prompt in two uneven chunks beside another sequence, then a few sampled tokens: every logit and log probability.
-fn transcript(model: &Model, settings: &NeuronSettings) -> Vec<u32> {
+/// A prompt in two uneven chunks, then a few sampled tokens, beside another sequence of any precision: every logit and log probability.
+fn transcript(model: &Model, settings: &NeuronSettings, precision: Precision, beside: Precision) -> Vec<u32> {
     let mut device = NeuronDevice::new(model.config(), model.weights(), settings).unwrap();
-    let precision = device.describe().precisions[0];
     let vocab = device.describe().vocab_size;
     let mut bits = Vec::new();
     let token = |at: u32| (at * 37 + 11) % vocab;
@@ -37,7 +37,7 @@ fn transcript(model: &Model, settings: &NeuronSettings) -> Vec<u32> {
         let last = inputs.len() as u32 - 1;
         plan = plan.rows(0, start, &inputs, precision).want(last, OutputRequest::LogitsAndSample);
         if step < 4 {
-            plan = plan.rows(1, step * 7, &(0..7).map(|at| token(at + step)).collect::<Vec<_>>(), precision);
+            plan = plan.rows(1, step * 7, &(0..7).map(|at| token(at + step)).collect::<Vec<_>>(), beside);
         }
         let ticket = device.submit(&plan.build()).unwrap();
         let output = device.collect(ticket, &LateInputs::default()).unwrap().sequences.remove(0);
@@ -81,12 +81,18 @@ fn threads_and_instruction_sets_change_no_bit() {
         Model::load(&ModelSource::resolve(ModelSource::BUILT_IN[0]).unwrap()).unwrap(),
     ];
     for model in &models {
-        for weights in [WeightFormat::F32, WeightFormat::Int8] {
-            let want = transcript(model, &NeuronSettings { weights, isa: Isa::PORTABLE, ..small() });
-            for threads in [1, 2, 3] {
-                for isa in Isa::available() {
-                    let got = transcript(model, &NeuronSettings { weights, threads, isa, ..small() });
-                    assert!(got == want, "{weights:?}, {threads} threads, {isa:?}");
+        for (weights, precision, others) in [
+            (WeightFormat::F32, Native, &[Native][..]),
+            (WeightFormat::Nested, Int8, &[Int8, Int4]),
+            (WeightFormat::Nested, Int4, &[Int8, Int4]),
+        ] {
+            let portable = NeuronSettings { weights, isa: Isa::PORTABLE, ..small() };
+            let want = transcript(model, &portable, precision, precision);
+            for (at, isa) in Isa::available().into_iter().enumerate() {
+                let settings = NeuronSettings { weights, threads: 1 + at % 3, isa, ..small() };
+                for beside in others {
+                    let got = transcript(model, &settings, precision, *beside);
+                    assert!(got == want, "{precision:?} beside {beside:?}, {} threads, {isa:?}", settings.threads);
                 }
             }
         }
@@ -104,9 +110,9 @@ fn the_description_says_what_was_set() {
     assert_eq!((d.limits.context, d.epoch, d.weights), (100, 1, model.weights().digest()));
     assert_eq!(d.kv_groups[0].bytes_per_block, 2 * 2 * 16 * 16 * 4, "layers, k and v, width, tokens, bytes");
 
-    let device = new(NeuronSettings { weights: WeightFormat::Int8, kv: KvSize::Bytes(100_000), ..small() }).unwrap();
+    let device = new(NeuronSettings { weights: WeightFormat::Nested, kv: KvSize::Bytes(100_000), ..small() }).unwrap();
     let d = device.describe();
-    assert_eq!((d.numerics_class.as_str(), d.precisions.as_slice()), ("neuron/int8/r1", [Precision::Int8].as_slice()));
+    assert_eq!((d.numerics_class.as_str(), d.precisions.as_slice()), ("neuron/nested/r1", [Int8, Int4].as_slice()));
     assert_eq!((d.kv_groups[0].blocks, d.limits.context), (24, 384), "the pool bounds the context");
 
     let error = new(NeuronSettings { kv: KvSize::Bytes(100), ..small() }).unwrap_err();
@@ -141,7 +147,7 @@ fn experts_do_not_mix_rows() {
     let model =
         MicroShape { family: GptOss, window: Some(17), experts: 7, layers: 3, seed: 19, ..MicroShape::default() };
     let model = model.build().unwrap();
-    for weights in [WeightFormat::F32, WeightFormat::Int8] {
+    for weights in [WeightFormat::F32, WeightFormat::Nested] {
         // The logits of every token of one sequence, in chunks of these lengths, beside so many rows of another one.
         let logits = |chunks: &[usize], others: u32| {
             let mut device =

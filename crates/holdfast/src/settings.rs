@@ -48,7 +48,7 @@ pub(crate) struct Settings {
 pub(crate) struct DeviceSettings {
     /// Threads of the CPU device; 0 is one per core.
     pub(crate) threads: usize,
-    /// How weights are held: `f32` or `int8`.
+    /// How weights are held: `f32` or `nested`.
     pub(crate) weights: Weights,
     /// Memory of the KV pool of each model, bytes.
     pub(crate) kv_bytes: u64,
@@ -66,8 +66,8 @@ pub(crate) struct DeviceSettings {
 pub(crate) enum Weights {
     /// As they are.
     F32,
-    /// 8-bit codes with a scale per group of 32.
-    Int8,
+    /// 8-bit codes with a scale per group of 32 or 64, in two planes of 4 bits: read at 8 bits, or at 4.
+    Nested,
 }
 
 /// `[scheduler]`
