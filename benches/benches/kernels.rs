@@ -1,6 +1,6 @@
 //! The kernels of the CPU device, one by one, on one core, for every instruction set of this machine.
 //!
-//! `cargo bench -p holdfast-benches --bench kernels`. Elements are floating-point (or, in int8, integer) operations, so `Gelem/s` reads
+//! `cargo bench -p holdfast-benches --bench kernels`. Elements are floating-point (or, of nested weights, integer) operations, so `Gelem/s` reads
 //! as GFLOP/s (an exponential and a gated SiLU count as one each); bytes are what has to be read and written, so `GiB/s` compares with the memory's bandwidth. Its limits: a
 //! tile is bound by the adders, two (multiply, then add: never fused) times the lanes times the frequency; a row is bound by the
 //! memory that the weights come from. Matrices of 16 MiB are larger than most caches of one core. Deliberately not here: threads
@@ -12,11 +12,12 @@ use std::hint::black_box;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use holdfast_backend_neuron::Isa;
 use holdfast_backend_neuron::kernels::activation::{exp, gated_silu};
-use holdfast_backend_neuron::kernels::matmul::{
-    Int8Panel, PANEL, Quantised, TILE, f32_row, f32_tile, int8_row, int8_tile,
+use holdfast_backend_neuron::kernels::matmul::{PANEL, TILE, f32_row, f32_tile};
+use holdfast_backend_neuron::kernels::nested::{
+    self, BLOCK, COLUMNS, PLANE, Panel, SHIFTS, Tile, TileMut, UNPACKED_BLOCKS, Unpacked, stream, unpack,
 };
 use holdfast_backend_neuron::kernels::norm::rms_norm;
-use holdfast_backend_neuron::kernels::quantise::{GROUP, groups, quantise_row};
+use holdfast_backend_neuron::kernels::quantise::{blocks, quantise_row};
 use holdfast_backend_neuron::kernels::rope::RopeTable;
 
 /// Width of the hidden state, and of the square matrices: those of a model of a billion weights.
@@ -25,6 +26,8 @@ const HIDDEN: usize = 2_048;
 const FFN: usize = 8_192;
 /// Elements of a head.
 const HEAD: usize = 64;
+/// Rows of a prefill.
+const ROWS: usize = 64;
 
 fn matmul_f32(c: &mut Criterion) {
     let mut group = c.benchmark_group("matmul f32, 2,048 x 2,048");
@@ -56,44 +59,84 @@ fn matmul_f32(c: &mut Criterion) {
     group.finish();
 }
 
-fn matmul_int8(c: &mut Criterion) {
-    let mut group = c.benchmark_group("matmul int8, 2,048 x 2,048");
+fn matmul_nested(c: &mut Criterion) {
+    let mut group = c.benchmark_group("matmul nested, 2,048 x 2,048");
     let mut rng = fastrand::Rng::with_seed(3);
-    let mut codes = |len: usize| -> Vec<i8> { (0..len).map(|_| rng.i8(-127..=127)).collect() };
-    let (x, weights) = (codes(TILE * HIDDEN), codes(HIDDEN * HIDDEN));
-    let (x_scales, scales) = (random(4, TILE * groups(HIDDEN)), random(5, groups(HIDDEN) * HIDDEN));
-    let rows: [Quantised<'_>; TILE] = std::array::from_fn(|row| Quantised {
-        codes: &x[row * HIDDEN..(row + 1) * HIDDEN],
-        scales: &x_scales[row * groups(HIDDEN)..(row + 1) * groups(HIDDEN)],
-    });
-    let panels = || {
-        let codes = weights.chunks_exact(HIDDEN * PANEL);
-        codes.zip(scales.chunks_exact(groups(HIDDEN) * PANEL)).map(|(codes, scales)| Int8Panel { codes, scales })
-    };
-    let bytes = HIDDEN * HIDDEN + 4 * scales.len();
+    let mut bytes = |len: usize| -> Vec<u8> { (0..len).map(|_| rng.u8(..)).collect() };
+    let depth = blocks(HIDDEN);
+    let panels = HIDDEN / COLUMNS;
+    let (upper, lower) = (bytes(panels * depth * PLANE), bytes(panels * depth * PLANE));
+    // f16 numbers about 1, one for 32 weights.
+    let scales: Vec<u16> = (0..2 * panels * depth * COLUMNS).map(|_| rng.u16(0x3800..0x3c00)).collect();
+    let x = random(4, ROWS * HIDDEN);
     for isa in Isa::available() {
-        group.throughput(product(1, bytes));
-        group.bench_function(BenchmarkId::new("1 row", isa.name()), |b| {
-            let mut out = [[0.0; PANEL]; 1];
-            b.iter(|| {
-                for panel in panels() {
-                    int8_row(isa, &[rows[0]], panel, &mut out);
-                    black_box(&mut out);
+        for (bits, rows) in [(8, 1), (8, nested::TILE), (8, ROWS), (4, 1), (4, nested::TILE), (4, ROWS)] {
+            let panel = |at: usize| {
+                let (plane, scale) = (depth * PLANE, 2 * depth * COLUMNS);
+                let planes = at * plane..(at + 1) * plane;
+                Panel {
+                    upper: &upper[planes.clone()],
+                    lower: (bits == 8).then(|| &lower[planes]),
+                    scales: &scales[at * scale..(at + 1) * scale],
+                    power: 1.0,
                 }
+            };
+            let tiles: Vec<Quantised> = x[..rows * HIDDEN]
+                .chunks(nested::TILE * HIDDEN)
+                .map(|rows| Quantised::of(isa, rows, bits == 4))
+                .collect();
+            group.throughput(product(rows, HIDDEN * HIDDEN * bits / 8 + 2 * scales.len()));
+            group.bench_function(BenchmarkId::new(format!("{rows} rows, {bits} bits"), isa.name()), |b| {
+                let mut sums = vec![[0.0; COLUMNS]; rows];
+                let mut unpacked = Unpacked::new();
+                b.iter(|| {
+                    for at in 0..panels {
+                        if let [tile] = tiles.as_slice() {
+                            stream(isa, tile.tile(), panel(at), &mut sums);
+                        } else {
+                            for first in (0..depth).step_by(UNPACKED_BLOCKS) {
+                                unpack(isa, panel(at).part(first, UNPACKED_BLOCKS), &mut unpacked);
+                                for (tile, sums) in tiles.iter().zip(sums.chunks_mut(nested::TILE)) {
+                                    nested::product(isa, tile.tile().part(first, UNPACKED_BLOCKS), &unpacked, sums);
+                                }
+                            }
+                        }
+                        black_box(&mut sums);
+                    }
+                });
             });
-        });
-        group.throughput(product(TILE, bytes));
-        group.bench_function(BenchmarkId::new("4 rows", isa.name()), |b| {
-            let mut out = [[0.0; PANEL]; TILE];
-            b.iter(|| {
-                for panel in panels() {
-                    int8_tile(isa, &rows, panel, &mut out);
-                    black_box(&mut out);
-                }
-            });
-        });
+        }
     }
     group.finish();
+}
+
+/// Rows, quantised.
+struct Quantised {
+    rows: usize,
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    shifts: Vec<i32>,
+}
+
+impl Quantised {
+    fn of(isa: Isa, values: &[f32], narrow: bool) -> Self {
+        let rows = values.len() / HIDDEN;
+        let len = rows * blocks(HIDDEN);
+        let (codes, scales, shifts) = (vec![0; len * BLOCK], vec![0.0; len], vec![0; len * SHIFTS]);
+        let mut this = Self { rows, codes, scales, shifts };
+        for (at, row) in values.chunks(HIDDEN).enumerate() {
+            quantise_row(isa, row, narrow, at, &mut this.tile_mut());
+        }
+        this
+    }
+
+    fn tile(&self) -> Tile<'_> {
+        Tile { rows: self.rows, codes: &self.codes, scales: &self.scales, shifts: &self.shifts }
+    }
+
+    fn tile_mut(&mut self) -> TileMut<'_> {
+        TileMut { rows: self.rows, codes: &mut self.codes, scales: &mut self.scales, shifts: &mut self.shifts }
+    }
 }
 
 fn rows(c: &mut Criterion) {
@@ -101,15 +144,15 @@ fn rows(c: &mut Criterion) {
     let (row, weight) = (random(9, HIDDEN), random(10, HIDDEN));
     let up = random(11, FFN);
     for isa in Isa::available() {
-        let mut out = vec![0.0; HIDDEN];
         group.throughput(work(4 * HIDDEN, 12 * HIDDEN));
         group.bench_function(BenchmarkId::new("RMSNorm of 2,048", isa.name()), |b| {
-            b.iter(|| rms_norm(isa, black_box(&row), &weight, 1e-5, &mut out));
+            // In place: a fresh row each time, or it would not stay of one size.
+            b.iter_batched_ref(|| row.clone(), |row| rms_norm(isa, row, &weight, 1e-5), BatchSize::SmallInput);
         });
-        let (mut codes, mut scales) = (vec![0; groups(HIDDEN) * GROUP], vec![0.0; groups(HIDDEN)]);
-        group.throughput(work(2 * HIDDEN, 5 * HIDDEN + 4 * scales.len()));
+        let mut quantised = Quantised::of(isa, &row, false);
+        group.throughput(work(2 * HIDDEN, 5 * HIDDEN + 16 * blocks(HIDDEN)));
         group.bench_function(BenchmarkId::new("quantise 2,048", isa.name()), |b| {
-            b.iter(|| quantise_row(isa, black_box(&row), &mut codes, &mut scales));
+            b.iter(|| quantise_row(isa, black_box(&row), false, 0, &mut quantised.tile_mut()));
         });
         let frequencies: Vec<f32> = (0..HEAD / 2).map(|at| 10_000_f32.powf(-2.0 * at as f32 / HEAD as f32)).collect();
         let table = RopeTable::new(&frequencies, 1_024);
@@ -161,5 +204,5 @@ fn random(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| rng.f32() * 2.0 - 1.0).collect()
 }
 
-criterion_group!(benches, matmul_f32, matmul_int8, rows, portable);
+criterion_group!(benches, matmul_f32, matmul_nested, rows, portable);
 criterion_main!(benches);

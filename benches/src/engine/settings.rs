@@ -45,8 +45,8 @@ impl Settings {
             "device.weights" => {
                 self.device.weights = match value {
                     "f32" => WeightFormat::F32,
-                    "int8" => WeightFormat::Int8,
-                    _ => bail!("f32 or int8"),
+                    "nested" => WeightFormat::Nested,
+                    _ => bail!("f32 or nested"),
                 }
             }
             "device.kv_format" => {
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn settings_are_the_runtimes() {
         let set = |pair: &str| Settings::of(&[pair.to_owned()]);
-        assert_eq!(set("device.weights=int8").unwrap().device.weights, WeightFormat::Int8);
+        assert_eq!(set("device.weights=nested").unwrap().device.weights, WeightFormat::Nested);
         assert_eq!(set("device.kv_format=bf16").unwrap().device.kv_format, Some(KvFormat::Bf16));
         assert_eq!(set("device.threads = 3").unwrap().device.threads, 3);
         assert_eq!(set("device.kv_bytes=1000000").unwrap().device.kv, KvSize::Bytes(1_000_000));

@@ -9,8 +9,10 @@ use holdfast_model::{DecoderConfig, TensorRole};
 
 /// Bytes of a value in norms and biases, and in KV unless it is rounded.
 const F32_BYTES: f64 = 4.0;
-/// Values that share an int8 scale.
-const INT8_GROUP: usize = 32;
+/// Depth that nested weights are padded to.
+const NESTED_BLOCK: usize = 64;
+/// Bytes of a nested weight at 8 bits with its share of a scale: one f16 for 32 of them, as for what Q8_0 files hold.
+const NESTED_BYTES: f64 = 1.0 + 2.0 / 32.0;
 
 /// The work of one decoder.
 #[derive(Debug, Clone)]
@@ -74,8 +76,7 @@ impl Work {
     fn matrix_bytes(&self, (rows, columns): (usize, usize)) -> f64 {
         match self.weights {
             WeightFormat::F32 => (rows * columns) as f64 * F32_BYTES,
-            // One byte for each value of whole groups, and a scale for each group.
-            WeightFormat::Int8 => (rows * columns.div_ceil(INT8_GROUP)) as f64 * (INT8_GROUP as f64 + F32_BYTES),
+            WeightFormat::Nested => (rows * columns.next_multiple_of(NESTED_BLOCK)) as f64 * NESTED_BYTES,
         }
     }
 
@@ -139,11 +140,11 @@ mod tests {
     }
 
     #[test]
-    fn int8_weights_are_whole_groups_with_a_scale_each() {
-        let work = Work::new(&micro(), WeightFormat::Int8);
-        // Depth 32 is one group of 36 bytes; depth 48, in the last matrix, is two.
-        let layer = (32 + 2 * 16 + 32 + 2 * 48) as f64 * 36.0 + 32.0 * 72.0;
-        assert_eq!(work.decode_bytes(1, 0, 1), 2.0 * layer + 300.0 * 36.0 + 160.0 * 4.0 + 128.0 + 256.0);
+    fn nested_weights_are_whole_blocks_with_a_scale_for_each_32() {
+        let work = Work::new(&micro(), WeightFormat::Nested);
+        // Depths of 32 and 48 are a block of 68 bytes.
+        let layer = (32 + 2 * 16 + 32 + 2 * 48 + 32) as f64 * 68.0;
+        assert_eq!(work.decode_bytes(1, 0, 1), 2.0 * layer + 300.0 * 68.0 + 160.0 * 4.0 + 128.0 + 256.0);
     }
 
     #[test]

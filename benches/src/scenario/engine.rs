@@ -202,7 +202,7 @@ fn kv_blocks(tests: &[Test], work: &Work, block_tokens: u32) -> u32 {
 fn peak(limits: &Limits, weights: WeightFormat) -> Figure {
     match weights {
         WeightFormat::F32 => limits.f32_gflops,
-        WeightFormat::Int8 => limits.int8_gops,
+        WeightFormat::Nested => limits.int8_gops,
     }
 }
 
@@ -431,10 +431,10 @@ mod tests {
             measured(Kind::Decode, 1, &[3.0], &[]),
             measured(Kind::Decode, 4, &[9.0], &[]),
         ];
-        let results = results(&all, &limits, &work, WeightFormat::Int8, Some(json!({ "command": "x" })));
+        let results = results(&all, &limits, &work, WeightFormat::Nested, Some(json!({ "command": "x" })));
         assert_eq!(results["prefill_tokens_per_s"], 20.0);
         assert_eq!(results["decode_tokens_per_s"], 3.0);
-        assert_eq!(results["peak_gops"], 8.0, "int8 weights are held against int8 arithmetic");
+        assert_eq!(results["peak_gops"], 8.0, "nested weights are held against int8 arithmetic");
         assert_eq!(results["read_gb_per_s"], 2.0);
         for key in ["prefill_fraction_of_peak", "decode_fraction_of_bandwidth"] {
             assert!(results[key].as_f64().unwrap() > 0.0, "{key}");
@@ -444,6 +444,6 @@ mod tests {
         assert_eq!(results["tests"][2]["b"], 4);
         assert!(results["tests"][2].get("ratio").is_none());
         assert_eq!(plots(&all)[0].series.len(), 2);
-        assert!(tables(&all, &limits, &work, WeightFormat::Int8)[0].to_string().contains("ours / peer"));
+        assert!(tables(&all, &limits, &work, WeightFormat::Nested)[0].to_string().contains("ours / peer"));
     }
 }

@@ -231,11 +231,7 @@ impl Attention {
 
     /// Norms each piece of `pieces` as long as `weight` by itself.
     fn norm_each(&self, pieces: &mut [f32], weight: &[f32]) {
-        let mut before = vec![0.0; weight.len()];
-        for out in pieces.chunks_exact_mut(weight.len()) {
-            before.copy_from_slice(out);
-            rms_norm(self.isa, &before, weight, self.norm_eps, out);
-        }
+        pieces.chunks_exact_mut(weight.len()).for_each(|piece| rms_norm(self.isa, piece, weight, self.norm_eps));
     }
 }
 
@@ -257,7 +253,7 @@ mod tests {
 
     #[test]
     fn tiles_are_neighbours_of_one_sequence() {
-        let row = |sequence, position| Row { token: 0, position, sequence };
+        let row = |sequence, position| Row { token: 0, position, narrow: false, sequence };
         let rows = [row(0, 5), row(0, 6), row(0, 7), row(1, 8), row(1, 9), row(2, 3), row(2, 5)];
         let mut tiles = Vec::new();
         cut(&rows, 2, &mut tiles);

@@ -5,15 +5,14 @@
 
 use holdfast_model::{DecoderConfig, LayerWeights, Weights};
 
-use crate::WeightFormat;
-use crate::kernels::Isa;
-use crate::matrix::{Matrix, Part};
+use crate::matrix::{Matrix, Packer, Part};
+use crate::{NeuronError, WeightFormat};
 
 /// A whole decoder.
 #[derive(Debug)]
 pub(crate) struct Decoder {
-    /// `[vocab_size][hidden]`.
-    pub(crate) embeddings: Vec<f32>,
+    /// `[vocab_size][hidden]`; `None` when the output matrix is the same.
+    embeddings: Option<Matrix>,
     pub(crate) layers: Vec<Layer>,
     /// `[hidden]`.
     pub(crate) final_norm: Vec<f32>,
@@ -61,61 +60,83 @@ pub(crate) struct Experts {
 /// A gated feed-forward.
 #[derive(Debug)]
 pub(crate) struct Gated {
-    pub(crate) gate: Matrix,
-    pub(crate) up: Matrix,
+    /// Gate and up under one another.
+    pub(crate) gate_up: Matrix,
     pub(crate) down: Matrix,
 }
 
 impl Decoder {
     /// Packs every matrix; nothing of `weights` is kept.
-    pub(crate) fn pack(config: &DecoderConfig, weights: &Weights, format: WeightFormat, isa: Isa) -> Self {
-        let pack = |parts: &[Part<'_>], depth| Matrix::pack(parts, depth, format, isa);
+    pub(crate) fn pack(
+        config: &DecoderConfig,
+        weights: &Weights,
+        format: WeightFormat,
+        mut packer: Packer<'_>,
+    ) -> Result<Self, NeuronError> {
+        let packer = &mut packer;
         let hidden = config.hidden;
-        let layers = (0..config.layers.len())
-            .map(|index| {
-                let layer = weights.layer(index);
-                Layer {
-                    attention_norm: layer.attention_norm.to_vec(),
-                    qkv: pack(&[(layer.q, layer.q_bias), (layer.k, layer.k_bias), (layer.v, layer.v_bias)], hidden),
-                    qk_norm: layer.q_norm.zip(layer.k_norm).map(|(q, k)| (q.to_vec(), k.to_vec())),
-                    sinks: layer.sinks.unwrap_or_default().to_vec(),
-                    output: pack(&[(layer.output, layer.output_bias)], config.heads * config.head_dim),
-                    post_attention_norm: layer.post_attention_norm.map(<[f32]>::to_vec),
-                    ffn_norm: layer.ffn_norm.to_vec(),
-                    feed_forward: FeedForward::pack(config, &layer, format, isa),
-                    post_ffn_norm: layer.post_ffn_norm.map(<[f32]>::to_vec),
-                }
-            })
-            .collect();
-        Self {
-            embeddings: weights.embeddings().to_vec(),
+        let mut layers = Vec::with_capacity(config.layers.len());
+        for index in 0..config.layers.len() {
+            let layer = weights.layer(index);
+            let mut pack = |parts: &[Part<'_>], depth| Matrix::pack(parts, depth, format, packer);
+            layers.push(Layer {
+                attention_norm: layer.attention_norm.to_vec(),
+                qkv: pack(&[(layer.q, layer.q_bias), (layer.k, layer.k_bias), (layer.v, layer.v_bias)], hidden)?,
+                qk_norm: layer.q_norm.zip(layer.k_norm).map(|(q, k)| (q.to_vec(), k.to_vec())),
+                sinks: layer.sinks.unwrap_or_default().to_vec(),
+                output: pack(&[(layer.output, layer.output_bias)], config.heads * config.head_dim)?,
+                post_attention_norm: layer.post_attention_norm.map(<[f32]>::to_vec),
+                ffn_norm: layer.ffn_norm.to_vec(),
+                feed_forward: FeedForward::pack(config, &layer, format, packer)?,
+                post_ffn_norm: layer.post_ffn_norm.map(<[f32]>::to_vec),
+            });
+        }
+        let (embeddings, lm_head) = (weights.embeddings(), weights.lm_head());
+        let tied = std::ptr::eq(embeddings, lm_head);
+        let mut pack = |values| Matrix::pack(&[(values, None)], hidden, format, packer);
+        Ok(Self {
+            embeddings: if tied { None } else { Some(pack(embeddings)?) },
             layers,
             final_norm: weights.final_norm().to_vec(),
-            lm_head: pack(&[(weights.lm_head(), None)], hidden),
-        }
+            lm_head: pack(lm_head)?,
+        })
+    }
+
+    /// A token's embedding times `scale`, `[hidden]`. At 8 bits with nested weights, whatever the precision of the row.
+    pub(crate) fn embed(&self, token: u32, scale: f32, out: &mut [f32]) {
+        self.embeddings.as_ref().unwrap_or(&self.lm_head).row(token as usize, scale, out);
     }
 }
 
 impl FeedForward {
-    fn pack(config: &DecoderConfig, layer: &LayerWeights<'_>, format: WeightFormat, isa: Isa) -> Self {
+    fn pack(
+        config: &DecoderConfig,
+        layer: &LayerWeights<'_>,
+        format: WeightFormat,
+        packer: &mut Packer<'_>,
+    ) -> Result<Self, NeuronError> {
         let (hidden, ffn) = (config.hidden, config.ffn);
         // Part `i` of a tensor that holds those of all experts, one after the other.
-        let pack = |i: usize, values: &[f32], bias: Option<&[f32]>, width: usize, depth: usize| {
+        fn part<'a>(values: &'a [f32], bias: Option<&'a [f32]>, i: usize, width: usize, depth: usize) -> Part<'a> {
             let bias = bias.map(|bias| &bias[i * width..(i + 1) * width]);
-            Matrix::pack(&[(&values[i * width * depth..(i + 1) * width * depth], bias)], depth, format, isa)
-        };
-        let gated = |i| Gated {
-            gate: pack(i, layer.gate, layer.gate_bias, ffn, hidden),
-            up: pack(i, layer.up, layer.up_bias, ffn, hidden),
-            down: pack(i, layer.down, layer.down_bias, hidden, ffn),
-        };
-        match config.experts.zip(layer.router) {
-            None => Self::Dense(gated(0)),
-            Some((experts, router)) => Self::Experts(Experts {
-                router: Matrix::pack(&[(router, layer.router_bias)], hidden, WeightFormat::F32, isa),
-                chosen: experts.chosen,
-                experts: (0..experts.count).map(gated).collect(),
-            }),
+            (&values[i * width * depth..(i + 1) * width * depth], bias)
         }
+        let mut gated = |i| -> Result<Gated, NeuronError> {
+            let gate = part(layer.gate, layer.gate_bias, i, ffn, hidden);
+            let up = part(layer.up, layer.up_bias, i, ffn, hidden);
+            let down = part(layer.down, layer.down_bias, i, hidden, ffn);
+            Ok(Gated {
+                gate_up: Matrix::pack(&[gate, up], hidden, format, packer)?,
+                down: Matrix::pack(&[down], ffn, format, packer)?,
+            })
+        };
+        Ok(match config.experts.zip(layer.router) {
+            None => Self::Dense(gated(0)?),
+            Some((experts, router)) => {
+                let experts_of_layer = (0..experts.count).map(&mut gated).collect::<Result<_, _>>()?;
+                let router = Matrix::pack(&[(router, layer.router_bias)], hidden, WeightFormat::F32, packer)?;
+                Self::Experts(Experts { router, chosen: experts.chosen, experts: experts_of_layer })
+            }
+        })
     }
 }

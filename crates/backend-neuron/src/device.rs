@@ -15,7 +15,6 @@ use holdfast_types::{
     SequenceOutput, SlotId, StepLimits, StepOutput, StepPlan, TokenId, TokenMask,
 };
 
-use crate::decoder::Decoder;
 use crate::forward::{Forward, Row, Tables};
 use crate::kv::{GroupPool, bytes_per_token_and_layer, layout_name};
 use crate::plan::{Prepared, PreparedSequence, SamplerChange, Slots, blocks_of, rejected};
@@ -69,8 +68,7 @@ impl NeuronDevice {
         let chip = stand_in::chip(config, settings, &description)?;
         description.modelled = chip.as_ref().and_then(stand_in::describe);
         let context = description.limits.context as usize;
-        let decoder = Decoder::pack(config, weights, settings.weights, settings.isa);
-        let forward = Forward::new(config, decoder, &description.kv_groups, context, settings)?;
+        let forward = Forward::new(config, weights, &description.kv_groups, context, settings)?;
         let block_tokens = settings.block_tokens as usize;
         // Scratch lies behind the pool: the rows of a step, and for each sequence a block begun and a block ended.
         let scratch = (settings.max_step_rows as usize).div_ceil(block_tokens) + 2 * settings.slots as usize;
@@ -146,7 +144,8 @@ impl NeuronDevice {
                     // The plan was checked: an earlier step has drawn.
                     RowInput::LastSample => last.unwrap_or_default(),
                 };
-                batch.rows.push(Row { token, position, sequence: at });
+                let narrow = sequence.precision == Precision::Int4;
+                batch.rows.push(Row { token, position, narrow, sequence: at });
             }
         }
         batch
@@ -305,9 +304,9 @@ fn describe(
     weights: &Weights,
     settings: &NeuronSettings,
 ) -> Result<DeviceDescription, NeuronError> {
-    let (weights_class, precision) = match settings.weights {
-        WeightFormat::F32 => ("f32", Precision::Native),
-        WeightFormat::Int8 => ("int8", Precision::Int8),
+    let (weights_class, precisions) = match settings.weights {
+        WeightFormat::F32 => ("f32", vec![Precision::Native]),
+        WeightFormat::Nested => ("nested", vec![Precision::Int8, Precision::Int4]),
     };
     let kv_class = match settings.kv_format() {
         KvFormat::F32 => "kv-f32",
@@ -361,7 +360,7 @@ fn describe(
         slots: settings.slots,
         limits,
         vocab_size: config.vocab_size,
-        precisions: vec![precision],
+        precisions,
         price_usd_per_hour: settings.price_usd_per_hour,
         modelled: None,
         epoch: 1,

@@ -9,7 +9,7 @@
 use crate::decoder::Experts;
 use crate::forward::{Forward, Inner};
 use crate::kernels::activation::exp;
-use crate::matrix::Rows;
+use crate::rows::Rows;
 
 /// Kept between steps.
 #[derive(Debug, Default)]
@@ -33,25 +33,24 @@ struct Route {
 }
 
 impl Forward {
-    /// The mixture for `count` rows of `input`, `[count][hidden]`.
+    /// The mixture for every row of `input`, `[rows][hidden]`.
     pub(crate) fn experts(
         &self,
         experts: &Experts,
         input: &Rows,
-        count: usize,
         inner: &mut Inner,
         routed: &mut Routed,
         sum: &mut Vec<f32>,
     ) {
-        self.product(&experts.router, input, count, &mut routed.logits);
+        self.product(&experts.router, input, &mut routed.logits);
         route(&routed.logits, experts.experts.len(), experts.chosen, &mut routed.order, &mut routed.routes);
         let width = experts.experts.first().map_or(0, |expert| expert.down.width());
         sum.clear();
-        sum.resize(count * width, 0.0);
+        sum.resize(input.count() * width, 0.0);
         for routes in routed.routes.chunk_by(|a, b| a.expert == b.expert) {
-            routed.input.gather(input, routes.iter().map(|route| route.row));
-            self.prepare(&mut routed.input);
-            self.gated(&experts.experts[routes[0].expert], &mut routed.input, routes.len(), inner, &mut routed.out);
+            routed.input.begin(routes.iter().map(|route| input.is_narrow(route.row)));
+            self.fill(&mut routed.input, width, |at, out| out.copy_from_slice(input.row(routes[at].row)));
+            self.gated(&experts.experts[routes[0].expert], &mut routed.input, inner, &mut routed.out);
             for (route, made) in routes.iter().zip(routed.out.chunks_exact(width)) {
                 let sum = &mut sum[route.row * width..][..width];
                 sum.iter_mut().zip(made).for_each(|(sum, made)| *sum += route.share * made);

@@ -3,7 +3,7 @@
 //! In: rows with positions and block tables, and which rows' logits are wanted. Out: KV in the pool, and the logits. Deliberately not
 //! here: which experts a row goes to (`experts`), sampling and the order of steps.
 
-use holdfast_model::{Activation, DecoderConfig};
+use holdfast_model::{Activation, DecoderConfig, Weights};
 
 use crate::attention::{Attention, Place, Step, Tiles};
 use crate::decoder::{Decoder, FeedForward, Gated, Layer};
@@ -12,15 +12,22 @@ use crate::kernels::Isa;
 use crate::kernels::activation::{clamped_swiglu, gated_gelu, gated_silu, soft_cap};
 use crate::kernels::norm::rms_norm;
 use crate::kv::GroupPool;
-use crate::matrix::{Matrix, Rows};
-use crate::pool::Pool;
+use crate::matrix::{Matrix, Packer};
+use crate::memory::Memory;
+use crate::pool::{Pieces, Pool};
+use crate::rows::Rows;
 use crate::{NeuronError, NeuronSettings, WeightFormat};
+
+/// Multiply-adds that take as long as reading one element of an embedding, about.
+const EMBEDDING_WORK: usize = 64;
 
 /// One row of a step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Row {
     pub(crate) token: u32,
     pub(crate) position: u32,
+    /// Computed at 4 bits.
+    pub(crate) narrow: bool,
     /// Index into the step's tables.
     pub(crate) sequence: usize,
 }
@@ -55,30 +62,46 @@ struct Buffers {
     /// `[rows][q, k, v]`.
     qkv: Vec<f32>,
     tiles: Tiles,
-    /// One row before its norm.
-    before: Vec<f32>,
+    /// What attention makes, `[rows][query heads][head_dim]`.
+    mixed: Vec<f32>,
     inner: Inner,
     routed: Routed,
-    /// What a layer's half adds to the stream, `[rows][hidden]`.
+    /// What a layer's half is going to add to the stream, `[rows][hidden]`.
     change: Vec<f32>,
+    /// Input of the output matrix.
+    last: Rows,
+    /// `[wanted][vocab_size]`.
+    logits: Vec<f32>,
 }
 
-/// What is between the matrices of a gated feed-forward, `[rows][ffn]`.
+/// What is between the matrices of a gated feed-forward.
 #[derive(Debug, Default)]
 pub(crate) struct Inner {
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    /// `[rows][gate, up]`.
+    gate_up: Vec<f32>,
+}
+
+/// What `Buffers::change` waits for before it is added to the stream.
+#[derive(Debug, Clone, Copy)]
+enum Change<'a> {
+    /// There is none.
+    Nothing,
+    /// To be normed, in some families.
+    Of(Option<&'a [f32]>),
 }
 
 impl Forward {
-    /// `groups` lists each KV group's layers; `context` bounds positions.
+    /// Packs the weights; nothing of them is kept. `groups` lists each KV group's layers; `context` bounds positions.
     pub(crate) fn new(
         config: &DecoderConfig,
-        decoder: Decoder,
+        weights: &Weights,
         groups: &[holdfast_types::KvGroup],
         context: usize,
         settings: &NeuronSettings,
     ) -> Result<Self, NeuronError> {
+        let pool = Pool::new(settings.threads, settings.ordinal)?;
+        let packer = Packer { memory: Memory::default(), pool: &pool, isa: settings.isa };
+        let decoder = Decoder::pack(config, weights, settings.weights, packer)?;
         let mut places: Vec<Place> =
             config.layers.iter().map(|layer| Place { group: 0, layer: 0, window: None, rope: layer.rope }).collect();
         for (group, kv_group) in groups.iter().enumerate() {
@@ -91,7 +114,7 @@ impl Forward {
             decoder,
             places,
             attention: Attention::new(config, context, settings),
-            pool: Pool::new(settings.threads, settings.ordinal)?,
+            pool,
             isa: settings.isa,
             format: settings.weights,
             hidden: config.hidden,
@@ -104,35 +127,74 @@ impl Forward {
     }
 
     /// Computes `rows`, writes their KV, and returns the logits of `wanted` (indices of rows), `[wanted][vocab_size]`.
-    pub(crate) fn run(&mut self, rows: &[Row], tables: &[Tables], wanted: &[usize], kv: &mut [GroupPool]) -> Vec<f32> {
+    pub(crate) fn run(&mut self, rows: &[Row], tables: &[Tables], wanted: &[usize], kv: &mut [GroupPool]) -> &[f32] {
         let mut buffers = std::mem::take(&mut self.buffers);
-        buffers.stream.clear();
-        for row in rows {
-            let at = row.token as usize * self.hidden;
-            let embedding = &self.decoder.embeddings[at..at + self.hidden];
-            buffers.stream.extend(embedding.iter().map(|value| value * self.embedding_scale));
-        }
+        self.embed(rows, &mut buffers);
+        let mut change = Change::Nothing;
         for (layer, place) in self.decoder.layers.iter().zip(&self.places) {
+            self.add_and_norm(change, &layer.attention_norm, &mut buffers);
             self.attention(layer, *place, rows, tables, kv, &mut buffers);
-            self.feed_forward(layer, rows.len(), &mut buffers);
+            self.add_and_norm(Change::Of(layer.post_attention_norm.as_deref()), &layer.ffn_norm, &mut buffers);
+            self.feed_forward(layer, &mut buffers);
+            change = Change::Of(layer.post_ffn_norm.as_deref());
         }
-        let mut logits = vec![0.0; wanted.len() * self.decoder.lm_head.width()];
-        if !wanted.is_empty() {
-            buffers.input.reset(wanted.len(), self.hidden);
-            for (row, out) in wanted.iter().zip(buffers.input.values_mut().chunks_exact_mut(self.hidden)) {
-                let stream = &buffers.stream[row * self.hidden..(row + 1) * self.hidden];
-                rms_norm(self.isa, stream, &self.decoder.final_norm, self.norm_eps, out);
-            }
-            self.prepare(&mut buffers.input);
-            self.decoder.lm_head.multiply(&buffers.input, wanted.len(), &mut logits, &self.pool, self.isa);
-            if let Some(cap) = self.logit_cap {
-                soft_cap(self.isa, &mut logits, cap);
-            }
-        }
+        self.logits(rows, wanted, change, &mut buffers);
         self.buffers = buffers;
-        logits
+        &self.buffers.logits
     }
 
+    fn embed(&self, rows: &[Row], buffers: &mut Buffers) {
+        buffers.input.begin(rows.iter().map(|row| row.narrow));
+        buffers.stream.resize(rows.len() * self.hidden, 0.0);
+        let stream = Pieces::new(&mut buffers.stream);
+        self.pool.run(rows.len(), rows.len() * self.hidden * EMBEDDING_WORK, |row| {
+            // SAFETY: an item is a row, which has its own part.
+            let out = unsafe { stream.piece(row * self.hidden, self.hidden) };
+            self.decoder.embed(rows[row].token, self.embedding_scale, out);
+        });
+    }
+
+    fn logits(&self, rows: &[Row], wanted: &[usize], change: Change<'_>, buffers: &mut Buffers) {
+        let Buffers { stream, change: changes, last, logits, .. } = buffers;
+        let hidden = self.hidden;
+        last.begin(wanted.iter().map(|row| rows[*row].narrow));
+        self.fill(last, hidden, |at, out| {
+            let part = wanted[at] * hidden..(wanted[at] + 1) * hidden;
+            out.copy_from_slice(&changes[part.clone()]);
+            if let Change::Of(Some(weight)) = change {
+                rms_norm(self.isa, out, weight, self.norm_eps);
+            }
+            out.iter_mut().zip(&stream[part]).for_each(|(out, stream)| *out += stream);
+            rms_norm(self.isa, out, &self.decoder.final_norm, self.norm_eps);
+        });
+        self.product(&self.decoder.lm_head, last, logits);
+        if let Some(cap) = self.logit_cap {
+            soft_cap(self.isa, logits, cap);
+        }
+    }
+
+    /// Adds to the stream what the half of a layer before this one made, and makes the stream, normed, the next input.
+    fn add_and_norm(&self, change: Change<'_>, weight: &[f32], buffers: &mut Buffers) {
+        let Buffers { stream, change: changes, input, .. } = buffers;
+        let hidden = self.hidden;
+        let (stream, changes) = (Pieces::new(stream), Pieces::new(changes));
+        self.fill(input, hidden, |row, out| {
+            // SAFETY: `fill` calls this once for every row, which has its own part.
+            let stream = unsafe { stream.piece(row * hidden, hidden) };
+            if let Change::Of(post_norm) = change {
+                // SAFETY: as above.
+                let change = unsafe { changes.piece(row * hidden, hidden) };
+                if let Some(weight) = post_norm {
+                    rms_norm(self.isa, change, weight, self.norm_eps);
+                }
+                stream.iter_mut().zip(change).for_each(|(stream, change)| *stream += *change);
+            }
+            out.copy_from_slice(stream);
+            rms_norm(self.isa, out, weight, self.norm_eps);
+        });
+    }
+
+    /// Attention of every row: from `input` to `change`.
     fn attention(
         &self,
         layer: &Layer,
@@ -142,79 +204,50 @@ impl Forward {
         kv: &mut [GroupPool],
         buffers: &mut Buffers,
     ) {
-        self.normed(&layer.attention_norm, rows.len(), buffers);
-        self.product(&layer.qkv, &buffers.input, rows.len(), &mut buffers.qkv);
+        self.product(&layer.qkv, &buffers.input, &mut buffers.qkv);
+        let Buffers { input, qkv, tiles, mixed, change, .. } = buffers;
         let step = Step { layer, place, rows, tables, threads: &self.pool };
         let kv = &mut kv[place.group];
-        self.attention.write(step, kv, &mut buffers.qkv);
-        buffers.input.reset(rows.len(), self.attention.width());
-        self.attention.attend(step, kv, &buffers.qkv, &mut buffers.tiles, buffers.input.values_mut());
-        self.prepare(&mut buffers.input);
-        self.product(&layer.output, &buffers.input, rows.len(), &mut buffers.change);
-        self.add(layer.post_attention_norm.as_deref(), buffers);
+        self.attention.write(step, kv, qkv);
+        let width = self.attention.width();
+        mixed.resize(rows.len() * width, 0.0);
+        self.attention.attend(step, kv, qkv, tiles, mixed);
+        self.fill(input, width, |row, out| out.copy_from_slice(&mixed[row * width..(row + 1) * width]));
+        self.product(&layer.output, input, change);
     }
 
-    fn feed_forward(&self, layer: &Layer, count: usize, buffers: &mut Buffers) {
-        self.normed(&layer.ffn_norm, count, buffers);
-        let Buffers { input, inner, routed, change, .. } = &mut *buffers;
+    /// The feed-forward of every row: from `input`, which is used up, to `change`.
+    fn feed_forward(&self, layer: &Layer, buffers: &mut Buffers) {
+        let Buffers { input, inner, routed, change, .. } = buffers;
         match &layer.feed_forward {
-            FeedForward::Dense(gated) => self.gated(gated, input, count, inner, change),
-            FeedForward::Experts(experts) => self.experts(experts, input, count, inner, routed, change),
+            FeedForward::Dense(gated) => self.gated(gated, input, inner, change),
+            FeedForward::Experts(experts) => self.experts(experts, input, inner, routed, change),
         }
-        self.add(layer.post_ffn_norm.as_deref(), buffers);
     }
 
     /// `down(activation(gate(input), up(input)))` for every row; `input` is used up.
-    pub(crate) fn gated(&self, gated: &Gated, input: &mut Rows, count: usize, inner: &mut Inner, out: &mut Vec<f32>) {
-        self.product(&gated.gate, input, count, &mut inner.gate);
-        self.product(&gated.up, input, count, &mut inner.up);
-        match self.activation {
-            Activation::Silu => gated_silu(self.isa, &mut inner.gate, &inner.up),
-            Activation::GeluTanh => gated_gelu(self.isa, &mut inner.gate, &inner.up),
-            Activation::ClampedSwiglu { alpha, limit } => {
-                clamped_swiglu(self.isa, &mut inner.gate, &inner.up, alpha, limit);
+    pub(crate) fn gated(&self, gated: &Gated, input: &mut Rows, inner: &mut Inner, out: &mut Vec<f32>) {
+        self.product(&gated.gate_up, input, &mut inner.gate_up);
+        let width = gated.gate_up.width() / 2;
+        self.fill(input, width, |row, out| {
+            let (gate, up) = inner.gate_up[row * 2 * width..(row + 1) * 2 * width].split_at(width);
+            out.copy_from_slice(gate);
+            match self.activation {
+                Activation::Silu => gated_silu(self.isa, out, up),
+                Activation::GeluTanh => gated_gelu(self.isa, out, up),
+                Activation::ClampedSwiglu { alpha, limit } => clamped_swiglu(self.isa, out, up, alpha, limit),
             }
-        }
-        input.reset(count, gated.gate.width());
-        input.values_mut().copy_from_slice(&inner.gate);
-        self.prepare(input);
-        self.product(&gated.down, input, count, out);
+        });
+        self.product(&gated.down, input, out);
     }
 
-    /// Adds to the stream what a half of a layer made, which some families norm first.
-    fn add(&self, post_norm: Option<&[f32]>, buffers: &mut Buffers) {
-        if let Some(weight) = post_norm {
-            self.norm_each(&mut buffers.change, weight, &mut buffers.before);
-        }
-        buffers.stream.iter_mut().zip(&buffers.change).for_each(|(stream, change)| *stream += change);
+    /// Writes every row with `f` and makes it ready for products with the model's matrices.
+    pub(crate) fn fill(&self, rows: &mut Rows, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+        rows.fill(width, self.format, &self.pool, self.isa, f);
     }
 
-    /// The stream, normed, as input of the next product.
-    fn normed(&self, weight: &[f32], count: usize, buffers: &mut Buffers) {
-        buffers.input.reset(count, self.hidden);
-        let out = buffers.input.values_mut().chunks_exact_mut(self.hidden);
-        for (row, out) in buffers.stream.chunks_exact(self.hidden).zip(out) {
-            rms_norm(self.isa, row, weight, self.norm_eps, out);
-        }
-        self.prepare(&mut buffers.input);
-    }
-
-    /// Norms each piece of `pieces` as long as `weight` by itself, in place; `before` is room for one.
-    fn norm_each(&self, pieces: &mut [f32], weight: &[f32], before: &mut Vec<f32>) {
-        for out in pieces.chunks_exact_mut(weight.len()) {
-            before.clear();
-            before.extend_from_slice(out);
-            rms_norm(self.isa, before, weight, self.norm_eps, out);
-        }
-    }
-
-    /// Makes rows ready for products with the model's matrices.
-    pub(crate) fn prepare(&self, rows: &mut Rows) {
-        rows.prepare(self.format, self.isa);
-    }
-
-    pub(crate) fn product(&self, matrix: &Matrix, rows: &Rows, count: usize, out: &mut Vec<f32>) {
-        out.resize(count * matrix.width(), 0.0);
-        matrix.multiply(rows, count, out, &self.pool, self.isa);
+    pub(crate) fn product(&self, matrix: &Matrix, rows: &Rows, out: &mut Vec<f32>) {
+        out.resize(rows.count() * matrix.width(), 0.0);
+        matrix.multiply(rows, out, &self.pool, self.isa);
     }
 }

@@ -18,9 +18,12 @@ pub mod kernels;
 mod kv;
 pub mod limits;
 mod matrix;
+mod memory;
+mod nested;
 mod plan;
 mod pool;
 pub mod program;
+mod rows;
 mod settings;
 
 pub use device::NeuronDevice;

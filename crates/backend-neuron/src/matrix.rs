@@ -1,17 +1,49 @@
-//! Matrices as the kernels like them: in panels, in f32 or int8.
+//! Matrices as the kernels like them: in panels, in f32 or nested.
 //!
-//! In: row-major f32 slices. Out: [`Matrix`], and products of rows with it. Deliberately not here: what the matrices mean.
+//! In: row-major f32 slices. Out: [`Matrix`], and products of [`crate::rows::Rows`] with it. Deliberately not here: what the matrices mean.
 
-use crate::WeightFormat;
+use std::cell::RefCell;
+
 use crate::kernels::Isa;
-use crate::kernels::matmul::{self, Int8Panel, PANEL, Quantised, TILE};
-use crate::kernels::quantise::{GROUP, groups, quantise_row};
+use crate::kernels::matmul::{self, PANEL, TILE};
+use crate::kernels::nested::{self, COLUMNS, Panel, UNPACKED_BLOCKS, Unpacked};
+use crate::memory::Memory;
+use crate::nested::Nested;
 use crate::pool::{Pieces, Pool};
+use crate::rows::{RowTile, Rows};
+use crate::{NeuronError, WeightFormat};
 
 /// Rows of a matrix, `[out, depth]` row-major, and their bias.
 pub(crate) type Part<'a> = (&'a [f32], Option<&'a [f32]>);
 
-/// A matrix `[width, depth]` in panels of 32 output features; the last panel is padded with zeros.
+/// Multiply-adds that a thread takes at once, about; with few rows, reading a weight counts for four. Enough that taking costs nothing
+/// beside them, and little enough that threads end together.
+const WORK_PER_ITEM: usize = 256 << 10;
+/// Up to so many rows, reading the weights takes longer than multiplying.
+const FEW_ROWS: usize = 64;
+const FEW_BLOCKS: usize = 2;
+
+thread_local! {
+    /// A thread's own room, made once, so that a step allocates nothing.
+    static ROOM: RefCell<Box<Room>> = RefCell::new(Box::default());
+}
+
+/// Room for the product of one panel with many rows.
+#[derive(Default)]
+struct Room {
+    unpacked: Unpacked,
+    /// A row's, in the order of tiles.
+    sums: Vec<[f32; COLUMNS]>,
+}
+
+/// What packing needs.
+pub(crate) struct Packer<'a> {
+    pub(crate) memory: Memory,
+    pub(crate) pool: &'a Pool,
+    pub(crate) isa: Isa,
+}
+
+/// A matrix `[width, depth]`.
 #[derive(Debug)]
 pub(crate) struct Matrix {
     width: usize,
@@ -23,73 +55,19 @@ pub(crate) struct Matrix {
 
 #[derive(Debug)]
 enum Values {
-    /// `[panel][depth][PANEL]`.
+    /// `[panel][depth][PANEL]`; the last panel is padded with zeros.
     F32(Vec<f32>),
-    /// `[panel][group][GROUP][PANEL]` and `[panel][group][PANEL]`.
-    Int8 { codes: Vec<i8>, scales: Vec<f32> },
-}
-
-/// Rows that a matrix is multiplied with, quantised once if the matrix needs it.
-#[derive(Debug, Default)]
-pub(crate) struct Rows {
-    values: Vec<f32>,
-    codes: Vec<i8>,
-    scales: Vec<f32>,
-    width: usize,
-}
-
-impl Rows {
-    /// `count` rows of `width` zeros.
-    pub(crate) fn reset(&mut self, count: usize, width: usize) {
-        self.width = width;
-        self.values.clear();
-        self.values.resize(count * width, 0.0);
-    }
-
-    /// `[count][width]`. Call [`Rows::prepare`] after the last change and before a product.
-    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.values
-    }
-
-    /// Those rows of `other`, in this order.
-    pub(crate) fn gather(&mut self, other: &Self, rows: impl Iterator<Item = usize>) {
-        self.width = other.width;
-        self.values.clear();
-        rows.for_each(|row| self.values.extend_from_slice(other.row(row)));
-    }
-
-    /// Quantises every row by itself if `format` asks for it.
-    pub(crate) fn prepare(&mut self, format: WeightFormat, isa: Isa) {
-        if format == WeightFormat::F32 {
-            return;
-        }
-        let (count, per_row) = (self.values.len() / self.width, groups(self.width));
-        self.codes.resize(count * per_row * GROUP, 0);
-        self.scales.resize(count * per_row, 0.0);
-        let codes = self.codes.chunks_exact_mut(per_row * GROUP);
-        for ((row, codes), scales) in
-            self.values.chunks_exact(self.width).zip(codes).zip(self.scales.chunks_exact_mut(per_row))
-        {
-            quantise_row(isa, row, codes, scales);
-        }
-    }
-
-    fn quantised(&self, row: usize) -> Quantised<'_> {
-        let per_row = groups(self.width);
-        Quantised {
-            codes: &self.codes[row * per_row * GROUP..(row + 1) * per_row * GROUP],
-            scales: &self.scales[row * per_row..(row + 1) * per_row],
-        }
-    }
-
-    fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.width..(row + 1) * self.width]
-    }
+    Nested(Nested),
 }
 
 impl Matrix {
     /// Packs parts that share a depth, one under the other.
-    pub(crate) fn pack(parts: &[Part<'_>], depth: usize, format: WeightFormat, isa: Isa) -> Self {
+    pub(crate) fn pack(
+        parts: &[Part<'_>],
+        depth: usize,
+        format: WeightFormat,
+        packer: &mut Packer<'_>,
+    ) -> Result<Self, NeuronError> {
         let rows: Vec<&[f32]> = parts.iter().flat_map(|(values, _)| values.chunks_exact(depth)).collect();
         let mut bias = Vec::new();
         if parts.iter().any(|(_, bias)| bias.is_some()) {
@@ -101,10 +79,12 @@ impl Matrix {
             }
         }
         let values = match format {
-            WeightFormat::F32 => pack_f32(&rows, depth),
-            WeightFormat::Int8 => pack_int8(&rows, depth, isa),
+            WeightFormat::F32 => Values::F32(pack_f32(&rows, depth)),
+            WeightFormat::Nested => {
+                Values::Nested(Nested::pack(&rows, depth, &mut packer.memory, packer.pool, packer.isa)?)
+            }
         };
-        Self { width: rows.len(), depth, values, bias }
+        Ok(Self { width: rows.len(), depth, values, bias })
     }
 
     /// Output features.
@@ -112,90 +92,142 @@ impl Matrix {
         self.width
     }
 
-    /// `out[row] = rows[row] * self^T + bias`, `[count][width]`; prepared rows.
-    pub(crate) fn multiply(&self, rows: &Rows, count: usize, out: &mut [f32], pool: &Pool, isa: Isa) {
-        debug_assert_eq!(rows.width, self.depth);
-        assert_eq!(out.len(), count * self.width, "one output row per input row");
+    /// Row `row` times `scale`, `[depth]`, without the bias.
+    pub(crate) fn row(&self, row: usize, scale: f32, out: &mut [f32]) {
+        match &self.values {
+            Values::F32(values) => {
+                let panel = self.f32_panel(values, row / PANEL).iter().skip(row % PANEL).step_by(PANEL);
+                out.iter_mut().zip(panel).for_each(|(out, value)| *out = value * scale);
+            }
+            Values::Nested(nested) => nested.row(row, scale, out),
+        }
+    }
+
+    /// `out[row] = rows[row] * self^T + bias`, `[rows][width]`.
+    pub(crate) fn multiply(&self, rows: &Rows, out: &mut [f32], pool: &Pool, isa: Isa) {
+        assert_eq!(out.len(), rows.count() * self.width, "one output row per input row");
         let out = Pieces::new(out);
-        let panels = self.width.div_ceil(PANEL);
-        pool.run(panels, count * self.width * self.depth, |panel| {
-            let columns = panel * PANEL..self.width.min((panel + 1) * PANEL);
+        match &self.values {
+            Values::F32(values) => self.multiply_f32(values, rows, out, pool, isa),
+            Values::Nested(nested) => self.multiply_nested(nested, rows, out, pool, isa),
+        }
+    }
+
+    fn multiply_f32(&self, values: &[f32], rows: &Rows, out: Pieces<'_>, pool: &Pool, isa: Isa) {
+        let count = rows.count();
+        pool.run(self.width.div_ceil(PANEL), count * self.width * self.depth, |panel| {
+            let weights = self.f32_panel(values, panel);
+            let first_column = panel * PANEL;
             let store = |row: usize, sums: &[f32; PANEL]| {
+                let len = PANEL.min(self.width - first_column);
                 // SAFETY: a panel has columns of its own, a panel is one item, and its rows are stored one after the other.
-                let target = unsafe { out.piece(row * self.width + columns.start, columns.len()) };
-                target.copy_from_slice(&sums[..columns.len()]);
-                if !self.bias.is_empty() {
-                    target.iter_mut().zip(&self.bias[columns.clone()]).for_each(|(value, bias)| *value += bias);
-                }
+                let target = unsafe { out.piece(row * self.width + first_column, len) };
+                target.copy_from_slice(&sums[..len]);
+                self.add_bias(first_column, target);
             };
             let whole = count / TILE * TILE;
             for first in (0..whole).step_by(TILE) {
                 let mut sums = [[0.0; PANEL]; TILE];
-                match &self.values {
-                    Values::F32(values) => {
-                        let x = std::array::from_fn(|row| rows.row(first + row));
-                        matmul::f32_tile(isa, &x, self.f32_panel(values, panel), &mut sums);
-                    }
-                    Values::Int8 { codes, scales } => {
-                        let x = std::array::from_fn(|row| rows.quantised(first + row));
-                        matmul::int8_tile(isa, &x, self.int8_panel(codes, scales, panel), &mut sums);
-                    }
-                }
+                let x = std::array::from_fn(|row| rows.row(first + row));
+                matmul::f32_tile(isa, &x, weights, &mut sums);
                 sums.iter().enumerate().for_each(|(row, sums)| store(first + row, sums));
             }
             for row in whole..count {
                 let mut sums = [[0.0; PANEL]];
-                match &self.values {
-                    Values::F32(values) => {
-                        matmul::f32_row(isa, &[rows.row(row)], self.f32_panel(values, panel), &mut sums);
-                    }
-                    Values::Int8 { codes, scales } => {
-                        let panel = self.int8_panel(codes, scales, panel);
-                        matmul::int8_row(isa, &[rows.quantised(row)], panel, &mut sums);
-                    }
-                }
+                matmul::f32_row(isa, &[rows.row(row)], weights, &mut sums);
                 store(row, &sums[0]);
             }
         });
     }
 
+    fn multiply_nested(&self, nested: &Nested, rows: &Rows, out: Pieces<'_>, pool: &Pool, isa: Isa) {
+        let panels = self.width.div_ceil(COLUMNS);
+        let per_item = (WORK_PER_ITEM / (COLUMNS * self.depth * rows.count().max(4))).max(1);
+        pool.run(panels.div_ceil(per_item), rows.count() * self.width * self.depth, |item| {
+            for panel in item * per_item..panels.min((item + 1) * per_item) {
+                for narrow in [false, true] {
+                    self.multiply_panel(nested.panel(panel, narrow), rows, rows.tiles(narrow), isa, |row, sums| {
+                        let first = panel * COLUMNS;
+                        let len = COLUMNS.min(self.width - first);
+                        // SAFETY: a panel has columns of its own and belongs to one item, and its rows are stored one after the other.
+                        let target = unsafe { out.piece(row * self.width + first, len) };
+                        target.copy_from_slice(&sums[..len]);
+                        self.add_bias(first, target);
+                    });
+                }
+            }
+        });
+    }
+
+    /// One panel times tiles of one precision. Planes are read once: in registers for one tile, and for more by some blocks at a time.
+    fn multiply_panel(
+        &self,
+        panel: Panel<'_>,
+        rows: &Rows,
+        tiles: &[RowTile],
+        isa: Isa,
+        store: impl Fn(usize, &[f32; COLUMNS]),
+    ) {
+        let store_tile = |tile: &RowTile, sums: &[[f32; COLUMNS]]| {
+            rows.of(tile).iter().zip(sums).for_each(|(row, sums)| store(*row, sums));
+        };
+        if tiles.is_empty() {
+            return;
+        }
+        if let [tile] = tiles {
+            let mut sums = [[0.0; COLUMNS]; nested::TILE];
+            nested::stream(isa, rows.tile(tile), panel, &mut sums);
+            store_tile(tile, &sums);
+            return;
+        }
+        ROOM.with_borrow_mut(|room| {
+            let Room { unpacked, sums } = &mut **room;
+            let count = tiles.iter().map(|tile| rows.of(tile).len()).sum();
+            sums.resize(count, [0.0; COLUMNS]);
+            // Few rows: memory is what they wait for, and little at a time lets it go on while they are multiplied.
+            let at_once = if count <= FEW_ROWS { FEW_BLOCKS } else { UNPACKED_BLOCKS };
+            for first in (0..panel.blocks()).step_by(at_once) {
+                let blocks = at_once.min(panel.blocks() - first);
+                nested::unpack(isa, panel.part(first, blocks), unpacked);
+                let next = first + blocks..panel.blocks().min(first + 2 * blocks);
+                let next = panel.part(next.start, next.len());
+                let mut sums = sums.as_mut_slice();
+                for (number, tile) in tiles.iter().enumerate() {
+                    nested::ask(next, number, tiles.len());
+                    let (own, others) = sums.split_at_mut(rows.of(tile).len());
+                    if first == 0 {
+                        own.fill([0.0; COLUMNS]);
+                    }
+                    nested::product(isa, rows.tile(tile).part(first, blocks), unpacked, own);
+                    if first + blocks == panel.blocks() {
+                        store_tile(tile, own);
+                    }
+                    sums = others;
+                }
+            }
+        });
+    }
+
+    /// Adds the biases of columns from `first` on.
+    #[inline(always)]
+    fn add_bias(&self, first: usize, to: &mut [f32]) {
+        if !self.bias.is_empty() {
+            to.iter_mut().zip(&self.bias[first..]).for_each(|(to, bias)| *to += bias);
+        }
+    }
+
     fn f32_panel<'a>(&self, values: &'a [f32], panel: usize) -> &'a [f32] {
         &values[panel * self.depth * PANEL..(panel + 1) * self.depth * PANEL]
     }
-
-    fn int8_panel<'a>(&self, codes: &'a [i8], scales: &'a [f32], panel: usize) -> Int8Panel<'a> {
-        let size = groups(self.depth) * PANEL;
-        Int8Panel {
-            codes: &codes[panel * size * GROUP..(panel + 1) * size * GROUP],
-            scales: &scales[panel * size..(panel + 1) * size],
-        }
-    }
 }
 
-fn pack_f32(rows: &[&[f32]], depth: usize) -> Values {
+fn pack_f32(rows: &[&[f32]], depth: usize) -> Vec<f32> {
     let mut packed = vec![0.0; rows.len().div_ceil(PANEL) * depth * PANEL];
     for (at, row) in rows.iter().enumerate() {
         let panel = &mut packed[at / PANEL * depth * PANEL..][..depth * PANEL];
         panel.iter_mut().skip(at % PANEL).step_by(PANEL).zip(*row).for_each(|(to, from)| *to = *from);
     }
-    Values::F32(packed)
-}
-
-fn pack_int8(rows: &[&[f32]], depth: usize, isa: Isa) -> Values {
-    let per_row = groups(depth);
-    let panels = rows.len().div_ceil(PANEL);
-    let mut codes = vec![0i8; panels * per_row * GROUP * PANEL];
-    let mut scales = vec![0.0f32; panels * per_row * PANEL];
-    let (mut row_codes, mut row_scales) = (vec![0i8; per_row * GROUP], vec![0.0f32; per_row]);
-    for (at, row) in rows.iter().enumerate() {
-        quantise_row(isa, row, &mut row_codes, &mut row_scales);
-        let (panel, lane) = (at / PANEL, at % PANEL);
-        let codes = &mut codes[panel * per_row * GROUP * PANEL..][..per_row * GROUP * PANEL];
-        codes.iter_mut().skip(lane).step_by(PANEL).zip(&row_codes).for_each(|(to, from)| *to = *from);
-        let scales = &mut scales[panel * per_row * PANEL..][..per_row * PANEL];
-        scales.iter_mut().skip(lane).step_by(PANEL).zip(&row_scales).for_each(|(to, from)| *to = *from);
-    }
-    Values::Int8 { codes, scales }
+    packed
 }
 
 #[cfg(test)]
@@ -208,22 +240,29 @@ mod tests {
     fn packed_products_are_plain_products() {
         let mut rng = fastrand::Rng::with_seed(7);
         let pool = Pool::new(2, 0).unwrap();
-        for (width, depth, count) in [(1, 1, 1), (5, 33, 3), (32, 64, 4), (67, 300, 9), (96, 40, 6)] {
+        let isa = Isa::widest();
+        for (width, depth, count) in [(1, 1, 1), (5, 33, 3), (32, 64, 4), (67, 300, 29), (96, 1_100, 14)] {
             let values: Vec<f32> = (0..width * depth).map(|_| rng.f32() - 0.5).collect();
             let extra: Vec<f32> = (0..depth * 2).map(|_| rng.f32() - 0.5).collect();
             let bias: Vec<f32> = (0..width).map(|_| rng.f32()).collect();
             let x: Vec<f32> = (0..count * depth).map(|_| rng.f32() - 0.5).collect();
-            for (format, tolerance) in [(WeightFormat::F32, 1e-5), (WeightFormat::Int8, 0.02 * (depth as f64).sqrt())] {
+            for (format, narrow, tolerance) in [
+                (WeightFormat::F32, false, 1e-5),
+                (WeightFormat::Nested, false, 0.008),
+                (WeightFormat::Nested, true, 0.06),
+            ] {
                 // Two parts: the first has a bias, the second none.
                 let parts = [(values.as_slice(), Some(bias.as_slice())), (extra.as_slice(), None)];
-                let matrix = Matrix::pack(&parts, depth, format, Isa::widest());
+                let mut packer = Packer { memory: Memory::default(), pool: &pool, isa };
+                let matrix = Matrix::pack(&parts, depth, format, &mut packer).unwrap();
                 assert_eq!(matrix.width(), width + 2);
                 let mut rows = Rows::default();
-                rows.reset(count, depth);
-                rows.values_mut().copy_from_slice(&x);
-                rows.prepare(format, Isa::widest());
+                // In a mixed batch, every third row is of the other precision, which the tolerance of 4 bits bounds too.
+                let mixed = |row: usize| narrow && row % 3 != 1;
+                rows.begin((0..count).map(mixed));
+                rows.fill(depth, format, &pool, isa, |row, out| out.copy_from_slice(&x[row * depth..][..depth]));
                 let mut out = vec![9.0; count * (width + 2)];
-                matrix.multiply(&rows, count, &mut out, &pool, Isa::widest());
+                matrix.multiply(&rows, &mut out, &pool, isa);
                 for row in 0..count {
                     for column in 0..width + 2 {
                         let weights = match column.checked_sub(width) {
@@ -234,9 +273,26 @@ mod tests {
                             x[row * depth..].iter().zip(weights).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                         let want = dot + bias.get(column).map_or(0.0, |bias| f64::from(*bias));
                         let got = f64::from(out[row * (width + 2) + column]);
+                        let tolerance = tolerance * (depth as f64).sqrt();
                         assert!((got - want).abs() <= tolerance, "{format:?} {width}x{depth}: {got} {want}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_what_was_packed() {
+        let pool = Pool::new(1, 0).unwrap();
+        let values: Vec<f32> = (0..50 * 70).map(|at| (at % 255) as f32 - 127.0).collect();
+        for (format, tolerance) in [(WeightFormat::F32, 0.0), (WeightFormat::Nested, 0.51)] {
+            let mut packer = Packer { memory: Memory::default(), pool: &pool, isa: Isa::widest() };
+            let matrix = Matrix::pack(&[(&values, None)], 70, format, &mut packer).unwrap();
+            let mut row = [9.0; 70];
+            for at in 0..50 {
+                matrix.row(at, 2.0, &mut row);
+                let near = row.iter().zip(&values[at * 70..]).all(|(a, b)| (a - 2.0 * b).abs() <= 2.0 * tolerance);
+                assert!(near, "{format:?} {at}");
             }
         }
     }

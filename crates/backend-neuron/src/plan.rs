@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_backend::BackendError;
 use holdfast_backend::sampler::SlotSampler;
 use holdfast_types::{
-    DeviceDescription, KvDestination, OutputRequest, RowInput, RowOutput, SequenceStep, SlotChange, StepId, StepPlan,
-    TableChange,
+    DeviceDescription, KvDestination, OutputRequest, Precision, RowInput, RowOutput, SequenceStep, SlotChange, StepId,
+    StepPlan, TableChange,
 };
 
 use crate::forward::Tables;
@@ -62,6 +62,8 @@ pub(crate) struct PreparedSequence {
     pub(crate) inputs: Vec<RowInput>,
     pub(crate) outputs: Vec<RowOutput>,
     pub(crate) scratch: bool,
+    /// Of all rows.
+    pub(crate) precision: Precision,
     /// Up to the last position of the step; with scratch, up to the one before the first.
     pub(crate) tables: Tables,
 }
@@ -294,6 +296,7 @@ impl Draft<'_> {
             inputs: sequence.inputs.clone(),
             outputs: sequence.outputs.clone(),
             scratch,
+            precision: sequence.precision,
             tables,
         })
     }

@@ -13,8 +13,10 @@ pub enum WeightFormat {
     /// As they come.
     #[default]
     F32,
-    /// int8 codes with one scale per group of 32; activations are quantised per row and group. Embeddings, norms and biases stay f32.
-    Int8,
+    /// int8 codes with one scale per group of 32 or 64, in an upper and a lower nibble plane: one copy that is read at 8 bits or, the upper
+    /// plane alone, at 4, as each sequence asks. Rows are quantised to int8 per group of 64 before each product. Norms, biases and the
+    /// routers of experts stay f32.
+    Nested,
 }
 
 /// How keys and values are held. Decides the numerics class and the layout of blocks.
@@ -109,7 +111,10 @@ pub enum NeuronError {
     Chip(#[from] ProgramError),
     /// The threads could not be started.
     #[error("could not start the device's threads: {0}")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
+    Threads(#[from] std::io::Error),
+    /// The system gives no memory for the weights.
+    #[error("no memory for the weights: {0}")]
+    Memory(std::io::Error),
 }
 
 impl NeuronSettings {
@@ -117,7 +122,7 @@ impl NeuronSettings {
     pub fn kv_format(&self) -> KvFormat {
         self.kv_format.unwrap_or(match self.weights {
             WeightFormat::F32 => KvFormat::F32,
-            WeightFormat::Int8 => KvFormat::Bf16,
+            WeightFormat::Nested => KvFormat::Bf16,
         })
     }
 

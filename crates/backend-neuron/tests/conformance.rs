@@ -3,12 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use holdfast_backend::Backend;
 use holdfast_backend::conformance::{self, Report, Tolerance};
+use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDone, CopyTicket, StepTicket};
 use holdfast_backend_neuron::{KvFormat, KvSize, NeuronDevice, NeuronSettings, WeightFormat};
 use holdfast_model::random::MicroFamily::{Gemma2, Gemma3, GptOss, Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
 use holdfast_model::random::{MICRO_VOCABULARY, MicroDtype, MicroRope, MicroShape};
 use holdfast_model::{DecoderConfig, Model, Reference, Weights};
+use holdfast_types::{DeviceDescription, LateInputs, Precision, SequenceStep, StepOutput, StepPlan};
 
 struct Candle(Reference);
 
@@ -90,16 +91,55 @@ fn bf16_kv_is_near_the_reference() {
     }
 }
 
-/// int8 weights and activations are another model: it agrees with itself bit for bit, and its logits stay near (root mean
-/// square distances seen: up to 0.008 of the logits; largest single distance 0.3).
+/// A device as if it had one precision.
+struct Only {
+    device: NeuronDevice,
+    description: DeviceDescription,
+}
+
+impl Backend for Only {
+    fn describe(&self) -> &DeviceDescription {
+        &self.description
+    }
+
+    fn submit(&mut self, plan: &StepPlan) -> Result<StepTicket, BackendError> {
+        let listed = |step: &SequenceStep| self.description.precisions.contains(&step.precision);
+        if plan.sequences.iter().all(listed) {
+            return self.device.submit(plan);
+        }
+        Err(BackendError::Rejected("a precision that is not listed".to_owned()))
+    }
+
+    fn collect(&mut self, ticket: StepTicket, late: &LateInputs) -> Result<StepOutput, BackendError> {
+        self.device.collect(ticket, late)
+    }
+
+    fn begin_copy(&mut self, copy: BlockCopy) -> Result<CopyTicket, BackendError> {
+        self.device.begin_copy(copy)
+    }
+
+    fn poll_copies(&mut self) -> Vec<CopyDone> {
+        self.device.poll_copies()
+    }
+}
+
+/// Nested weights are another model at 8 bits, and one more at 4: each agrees with itself bit for bit, and its logits stay near.
 #[test]
-fn int8_is_near_the_reference() {
+fn nested_weights_are_near_the_reference() {
+    let settings = NeuronSettings { weights: WeightFormat::Nested, ..settings() };
     for shape in shapes() {
         // A router that leaves no choice: where there is one, a small change may be another choice, and is far away then.
-        let shape = MicroShape { experts: 2, ..shape };
-        let settings = NeuronSettings { weights: WeightFormat::Int8, ..settings() };
-        let report = suite(&shape.build().unwrap(), &settings, Tolerance { abs: 0.6, rel: 0.0 });
-        assert!(report.relative_rms_error < 0.016, "{report:?}");
+        let model = MicroShape { experts: 2, ..shape }.build().unwrap();
+        for (precision, most, relative) in [(Precision::Int8, 0.6, 0.016), (Precision::Int4, 8.0, 0.25)] {
+            let mut factory = || -> Box<dyn Backend> {
+                let device = NeuronDevice::new(model.config(), model.weights(), &settings).unwrap();
+                let description = DeviceDescription { precisions: vec![precision], ..device.describe().clone() };
+                Box::new(Only { device, description })
+            };
+            let tolerance = Tolerance { abs: most, rel: 0.0 };
+            let report = conformance::run(&mut factory, &Candle(Reference::new(&model).unwrap()), tolerance);
+            assert!(report.relative_rms_error < relative, "{precision:?}: {report:?}");
+        }
     }
 }
 

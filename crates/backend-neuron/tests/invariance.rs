@@ -8,6 +8,7 @@ use holdfast_backend_neuron::{Isa, KvFormat, KvSize, NeuronDevice, NeuronError, 
 use holdfast_model::random::MicroFamily::{Gemma2, Gemma3, GptOss, Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
 use holdfast_model::random::{MicroRope, MicroShape};
 use holdfast_model::{Model, ModelSource};
+use holdfast_types::Precision::{Int4, Int8, Native};
 use holdfast_types::{BlockId, LateInputs, OutputRequest, Precision, SamplingParams, SlotSampling};
 
 fn sampling() -> SlotSampling {
@@ -19,10 +20,9 @@ fn small() -> NeuronSettings {
     NeuronSettings { threads: 1, kv: KvSize::Blocks(20), slots: 3, max_step_rows: 64, ..NeuronSettings::default() }
 }
 
-/// A prompt in two uneven chunks beside another sequence, then a few sampled tokens: every logit and log probability.
-fn transcript(model: &Model, settings: &NeuronSettings) -> Vec<u32> {
+/// A prompt in two uneven chunks, then a few sampled tokens, beside another sequence of any precision: every logit and log probability.
+fn transcript(model: &Model, settings: &NeuronSettings, precision: Precision, beside: Precision) -> Vec<u32> {
     let mut device = NeuronDevice::new(model.config(), model.weights(), settings).unwrap();
-    let precision = device.describe().precisions[0];
     let vocab = device.describe().vocab_size;
     let mut bits = Vec::new();
     let token = |at: u32| (at * 37 + 11) % vocab;
@@ -37,7 +37,7 @@ fn transcript(model: &Model, settings: &NeuronSettings) -> Vec<u32> {
         let last = inputs.len() as u32 - 1;
         plan = plan.rows(0, start, &inputs, precision).want(last, OutputRequest::LogitsAndSample);
         if step < 4 {
-            plan = plan.rows(1, step * 7, &(0..7).map(|at| token(at + step)).collect::<Vec<_>>(), precision);
+            plan = plan.rows(1, step * 7, &(0..7).map(|at| token(at + step)).collect::<Vec<_>>(), beside);
         }
         let ticket = device.submit(&plan.build()).unwrap();
         let output = device.collect(ticket, &LateInputs::default()).unwrap().sequences.remove(0);
@@ -81,12 +81,18 @@ fn threads_and_instruction_sets_change_no_bit() {
         Model::load(&ModelSource::resolve(ModelSource::BUILT_IN[0]).unwrap()).unwrap(),
     ];
     for model in &models {
-        for weights in [WeightFormat::F32, WeightFormat::Int8] {
-            let want = transcript(model, &NeuronSettings { weights, isa: Isa::PORTABLE, ..small() });
-            for threads in [1, 2, 3] {
-                for isa in Isa::available() {
-                    let got = transcript(model, &NeuronSettings { weights, threads, isa, ..small() });
-                    assert!(got == want, "{weights:?}, {threads} threads, {isa:?}");
+        for (weights, precision, others) in [
+            (WeightFormat::F32, Native, &[Native][..]),
+            (WeightFormat::Nested, Int8, &[Int8, Int4]),
+            (WeightFormat::Nested, Int4, &[Int8, Int4]),
+        ] {
+            let portable = NeuronSettings { weights, isa: Isa::PORTABLE, ..small() };
+            let want = transcript(model, &portable, precision, precision);
+            for (at, isa) in Isa::available().into_iter().enumerate() {
+                let settings = NeuronSettings { weights, threads: 1 + at % 3, isa, ..small() };
+                for beside in others {
+                    let got = transcript(model, &settings, precision, *beside);
+                    assert!(got == want, "{precision:?} beside {beside:?}, {} threads, {isa:?}", settings.threads);
                 }
             }
         }
@@ -109,16 +115,16 @@ fn the_description_says_what_was_set() {
     let size = d.kv_groups[0].bytes_per_block;
     assert_eq!(size, elements * 4, "layers, k and v, two heads of 8 padded to 16, tokens, bytes");
 
-    let device = new(NeuronSettings { weights: WeightFormat::Int8, kv: KvSize::Bytes(100_000), ..small() }).unwrap();
+    let device = new(NeuronSettings { weights: WeightFormat::Nested, kv: KvSize::Bytes(100_000), ..small() }).unwrap();
     let d = device.describe();
     assert_eq!(
         (d.numerics_class.as_str(), d.precisions.as_slice()),
-        ("neuron/int8/kv-bf16/r2", [Precision::Int8].as_slice())
+        ("neuron/nested/kv-bf16/r2", [Int8, Int4].as_slice())
     );
     assert_eq!((d.kv_groups[0].blocks, d.limits.context), (24, 384), "the pool bounds the context");
 
     assert_eq!(d.kv_groups[0].bytes_per_block, elements * 2);
-    let mixed = NeuronSettings { kv_format: Some(KvFormat::F32), weights: WeightFormat::Int8, ..small() };
+    let mixed = NeuronSettings { kv_format: Some(KvFormat::F32), weights: WeightFormat::Nested, ..small() };
     let other = new(mixed).unwrap();
     let [bf16, f32] = [d, other.describe()].map(|d| (d.numerics_class.as_str().to_owned(), d.kv_layout.clone()));
     assert!(bf16.0 != f32.0 && bf16.1 != f32.1, "block keys are apart: {bf16:?} {f32:?}");
@@ -208,7 +214,7 @@ fn experts_do_not_mix_rows() {
     let model =
         MicroShape { family: GptOss, window: Some(17), experts: 7, layers: 3, seed: 19, ..MicroShape::default() };
     let model = model.build().unwrap();
-    for weights in [WeightFormat::F32, WeightFormat::Int8] {
+    for weights in [WeightFormat::F32, WeightFormat::Nested] {
         // The logits of every token of one sequence, in chunks of these lengths, beside so many rows of another one.
         let logits = |chunks: &[usize], others: u32| {
             let mut device =

@@ -38,7 +38,7 @@ fn device(error: &NeuronError) -> Reason {
     match error {
         NeuronError::Setting { .. } | NeuronError::Chip(_) => Reason::InvalidSetting,
         NeuronError::Model(_) => Reason::InvalidModel,
-        NeuronError::Threads(_) => Reason::DeviceFault,
+        NeuronError::Threads(_) | NeuronError::Memory(_) => Reason::DeviceFault,
     }
 }
 

@@ -278,7 +278,7 @@ pub(crate) fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Resu
         max_step_rows: device.max_step_rows,
         weights: match device.weights {
             Weights::F32 => WeightFormat::F32,
-            Weights::Int8 => WeightFormat::Int8,
+            Weights::Nested => WeightFormat::Nested,
         },
         kv_format: match device.kv_format {
             KvFormat::Auto => None,

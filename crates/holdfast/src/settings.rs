@@ -53,7 +53,7 @@ pub(crate) struct Settings {
 pub(crate) struct DeviceSettings {
     /// Threads of the CPU device; 0 is one per core.
     pub(crate) threads: usize,
-    /// How weights are held: `f32` or `int8`.
+    /// How weights are held: `f32` or `nested`.
     pub(crate) weights: Weights,
     /// How keys and values are held: `f32`, `bf16`, or `auto`: f32 with f32 weights, else bf16.
     pub(crate) kv_format: KvFormat,
@@ -73,8 +73,8 @@ pub(crate) struct DeviceSettings {
 pub(crate) enum Weights {
     /// As they are.
     F32,
-    /// 8-bit codes with a scale per group of 32.
-    Int8,
+    /// 8-bit codes with a scale per group of 32 or 64, in two planes of 4 bits: read at 8 bits, or at 4.
+    Nested,
 }
 
 /// How the CPU device holds keys and values.

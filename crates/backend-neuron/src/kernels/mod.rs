@@ -11,7 +11,9 @@
 pub mod activation;
 pub mod attention;
 pub mod matmul;
+pub mod nested;
 pub mod norm;
+pub(crate) mod pack;
 pub mod quantise;
 pub mod rope;
 
@@ -20,20 +22,26 @@ pub(crate) const LANES: usize = 16;
 
 /// An instruction set that this machine was found to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Isa(Level);
+pub struct Isa {
+    level: Level,
+    /// Products of 8-bit integers added up in 32 bits by one instruction, in registers of the level's width.
+    vnni: bool,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
     Portable,
+    /// With FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// With F, BW, VL, DQ, and all that belongs to `Avx2`.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
 
 impl Isa {
     /// What every machine of the target has.
-    pub const PORTABLE: Self = Self(Level::Portable);
+    pub const PORTABLE: Self = Self { level: Level::Portable, vnni: false };
 
     /// Every instruction set that kernels are compiled for and that this machine has, the widest last.
     pub fn available() -> Vec<Self> {
@@ -41,11 +49,17 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                all.push(Self(Level::Avx2));
+                all.push(Self { level: Level::Avx2, vnni: false });
+                if is_x86_feature_detected!("avxvnni") {
+                    all.push(Self { level: Level::Avx2, vnni: true });
+                }
             }
             let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
             if wide && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512dq") {
-                all.push(Self(Level::Avx512));
+                all.push(Self { level: Level::Avx512, vnni: false });
+                if is_x86_feature_detected!("avx512vnni") {
+                    all.push(Self { level: Level::Avx512, vnni: true });
+                }
             }
         }
         all
@@ -58,12 +72,16 @@ impl Isa {
 
     /// For people.
     pub fn name(self) -> &'static str {
-        match self.0 {
-            Level::Portable => "portable",
+        match (self.level, self.vnni) {
+            (Level::Portable, _) => "portable",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => "avx2",
+            (Level::Avx2, false) => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => "avx512",
+            (Level::Avx2, true) => "avx2 vnni",
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, false) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, true) => "avx512 vnni",
         }
     }
 }
@@ -77,24 +95,25 @@ macro_rules! kernel {
             fn body($($arg: $type),*) $body
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2")]
+            #[target_feature(enable = "avx2,fma")]
             fn avx2($($arg: $type),*) {
                 body($($arg),*);
             }
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
             fn avx512($($arg: $type),*) {
                 body($($arg),*);
             }
 
-            match isa.0 {
+            match isa.level {
                 $crate::kernels::Level::Portable => body($($arg),*),
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: an `Isa` of this level is only made by `Isa::available`, after the machine was asked for avx2.
+                // SAFETY: an `Isa` of this level is only made by `Isa::available`, after the machine was asked for
+                // avx2 and fma.
                 $crate::kernels::Level::Avx2 => unsafe { avx2($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: as above, after the machine was asked for each of the four features.
+                // SAFETY: as above, after the machine was asked for every feature.
                 $crate::kernels::Level::Avx512 => unsafe { avx512($($arg),*) },
             }
         }

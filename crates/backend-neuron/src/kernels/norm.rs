@@ -1,12 +1,12 @@
 //! Root mean square norm of one row. Zhang and Sennrich, <https://arxiv.org/abs/1910.07467>.
 //!
-//! In: a row, weights, epsilon. Out: the normed row. Deliberately not here: the residual stream.
+//! In: a row, weights, epsilon. Out: the normed row in its place. Deliberately not here: the residual stream.
 
 use super::{LANES, fold, kernel};
 
 kernel! {
-    /// `out[i] = row[i] / sqrt(mean(row^2) + eps) * weight[i]`. Squares go to lane i mod 16, in order, then lanes are folded.
-    pub fn rms_norm(row: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    /// `row[i] = row[i] / sqrt(mean(row^2) + eps) * weight[i]`. Squares go to lane i mod 16, in order, then lanes are folded.
+    pub fn rms_norm(row: &mut [f32], weight: &[f32], eps: f32) {
         let (whole, rest) = row.as_chunks::<LANES>();
         let mut squares = [0.0; LANES];
         for chunk in whole {
@@ -18,8 +18,8 @@ kernel! {
             squares[lane] += value * value;
         }
         let scale = 1.0 / (fold(squares) / row.len() as f32 + eps).sqrt();
-        for ((out, value), weight) in out.iter_mut().zip(row).zip(weight) {
-            *out = value * scale * weight;
+        for (value, weight) in row.iter_mut().zip(weight) {
+            *value = *value * scale * weight;
         }
     }
 }
@@ -36,15 +36,15 @@ mod tests {
             let row: Vec<f32> = (0..len).map(|_| rng.f32() * 4.0 - 2.0).collect();
             let weight: Vec<f32> = (0..len).map(|_| rng.f32()).collect();
             let mean = row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>() / len as f64;
-            let mut first = vec![0.0; len];
-            rms_norm(Isa::PORTABLE, &row, &weight, 1e-5, &mut first);
+            let mut first = row.clone();
+            rms_norm(Isa::PORTABLE, &mut first, &weight, 1e-5);
             for (at, got) in first.iter().enumerate() {
                 let want = f64::from(row[at]) / (mean + 1e-5).sqrt() * f64::from(weight[at]);
                 assert!((f64::from(*got) - want).abs() < 1e-5, "{got} {want}");
             }
             for isa in Isa::available() {
-                let mut got = vec![0.0; len];
-                rms_norm(isa, &row, &weight, 1e-5, &mut got);
+                let mut got = row.clone();
+                rms_norm(isa, &mut got, &weight, 1e-5);
                 assert!(got.iter().zip(&first).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa:?}");
             }
         }

@@ -39,7 +39,7 @@ pub fn chip(
 pub fn demand(settings: &NeuronSettings, description: &DeviceDescription) -> Demand {
     let storage = match settings.weights {
         WeightFormat::F32 => WeightStorage::Bf16,
-        WeightFormat::Int8 => WeightStorage::Int8,
+        WeightFormat::Nested => WeightStorage::Int8,
     };
     let tokens =
         |group: &KvGroup| group.layers.len() as u64 * u64::from(group.blocks) * u64::from(description.block_tokens);

@@ -61,7 +61,7 @@ pub(crate) const CHANGES: &[Change] = &[
         details: "PreconditionFailure",
         readable: true,
         first: |_| Vec::new(),
-        second: |_| vec!["--set".to_owned(), "device.weights=int8".to_owned()],
+        second: |_| vec!["--set".to_owned(), "device.weights=nested".to_owned()],
         ask: |client, session| Box::pin(talks(client, session)),
     },
     Change {

@@ -213,7 +213,7 @@ fn span_on<E: Element>(
     span: usize,
     work: Work<'_>,
 ) {
-    match isa.0 {
+    match isa.level {
         Level::Portable => span_in::<Portable, E>(pool, tile, head, scores, span, work),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as in `merge`.
@@ -241,7 +241,7 @@ fn begin(tile: Tile<'_>, scores: Scores<'_>, whole: &mut [f32]) {
 /// Merges the state of the span that comes next into `whole`.
 fn merge(isa: Isa, tile: Tile<'_>, state: &[f32], whole: &mut [f32]) {
     let count = tile.len();
-    match isa.0 {
+    match isa.level {
         Level::Portable => merge_in::<Portable>(count, state, whole),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level is only made after the machine was asked for avx2 and fma.

@@ -1,0 +1,367 @@
+//! Products of quantised rows with one panel of nested weights, at 8 bits or at 4.
+//!
+//! In: a [`Tile`] of rows and a [`Panel`]: [`COLUMNS`] neighbouring output features. Out: sums, `[rows][COLUMNS]`, added to what is there.
+//! Deliberately not here: packing, threads, biases.
+//!
+//! A weight is an int8 code c, kept as the byte w = c + 128 in two planes: the upper nibbles and the lower ones. Both make the 8-bit
+//! weight. The upper one alone stands for the middle of the 16 bytes that share it: w = 16 * nibble + 7.5. Rows are int8 codes x, so
+//! that a product of codes is `sum(x * w) + shift`, where w is a byte without sign (what the instructions for it want), the lower nibble
+//! is 0 at 4 bits, and the shift, which depends on the row alone, takes back what w has too much: `-128 * sum(x)`, or at 4 bits
+//! `-120.5 * sum(x)`, rounded down.
+//!
+//! Order of accumulation, the same on every path: the sum of a group of weights (32 or 64 along the depth) is exact in 32 bits; of two
+//! groups of 32 the first is scaled by its weights' scale, the second fused onto it; what a block of 64 gives is fused onto the total
+//! with the row's scale, blocks in rising order.
+
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use super::{Isa, Level};
+
+/// Output features of a panel: two AVX-512 registers of sums, so that a code of a row that was read is used twice.
+pub const COLUMNS: usize = 32;
+/// Depth of a block: the group of the rows' scales, and the larger group of the weights'.
+pub const BLOCK: usize = 64;
+/// The smaller group of the weights' scales, which is that of Q8_0 files.
+pub const HALF: usize = BLOCK / 2;
+/// Most rows of a tile: their sums of a block fill half of the 32 registers of AVX-512.
+pub const TILE: usize = 8;
+/// Codes of a block along the depth that one 32-bit lane holds.
+pub(crate) const LANE: usize = 4;
+/// Lanes of a block along the depth.
+pub(crate) const STEPS: usize = BLOCK / LANE;
+/// Bytes of a step: the codes of every column.
+pub(crate) const STEP: usize = COLUMNS * LANE;
+/// Bytes of one plane of a block. Byte i of its pair p holds, in its lower nibble, the plane's nibble of byte i of step 2p, in its upper
+/// nibble that of step 2p + 1.
+pub const PLANE: usize = BLOCK * COLUMNS / 2;
+/// Most blocks that are unpacked at once: they stay in the nearest cache while all rows are multiplied with them.
+pub const UNPACKED_BLOCKS: usize = 8;
+/// Shifts of a row and block: of the first half, of the second, of the whole.
+pub const SHIFTS: usize = 3;
+
+/// Quantised rows of one precision, side by side: a block of the first row, the same block of the second, and so on.
+#[derive(Debug, Clone, Copy)]
+pub struct Tile<'a> {
+    /// 1 to [`TILE`].
+    pub rows: usize,
+    /// `[blocks][rows][BLOCK]`, in -127..=127.
+    pub codes: &'a [i8],
+    /// `[blocks][rows]`.
+    pub scales: &'a [f32],
+    /// `[blocks][SHIFTS][rows]`.
+    pub shifts: &'a [i32],
+}
+
+impl Tile<'_> {
+    /// These blocks of it.
+    pub fn part(&self, first: usize, blocks: usize) -> Self {
+        let (at, len) = (first * self.rows, blocks * self.rows);
+        Self {
+            rows: self.rows,
+            codes: &self.codes[at * BLOCK..][..len * BLOCK],
+            scales: &self.scales[at..][..len],
+            shifts: &self.shifts[at * SHIFTS..][..len * SHIFTS],
+        }
+    }
+
+    fn check(&self, blocks: usize) {
+        assert!((1..=TILE).contains(&self.rows), "a tile has 1 to {TILE} rows");
+        let len = blocks * self.rows;
+        let whole = self.codes.len() == len * BLOCK && self.scales.len() == len && self.shifts.len() == len * SHIFTS;
+        assert!(whole, "a tile is as deep as its weights");
+    }
+}
+
+/// A [`Tile`] that is being made.
+#[derive(Debug)]
+pub struct TileMut<'a> {
+    /// 1 to [`TILE`].
+    pub rows: usize,
+    /// `[blocks][rows][BLOCK]`.
+    pub codes: &'a mut [i8],
+    /// `[blocks][rows]`.
+    pub scales: &'a mut [f32],
+    /// `[blocks][SHIFTS][rows]`.
+    pub shifts: &'a mut [i32],
+}
+
+/// One panel of nested weights, or some blocks of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Panel<'a> {
+    /// `[blocks][PLANE]`.
+    pub upper: &'a [u8],
+    /// As `upper`; `None` leaves 4 bits.
+    pub lower: Option<&'a [u8]>,
+    /// f16, `[blocks][groups of a block][COLUMNS]`: one group of 64, or two of 32.
+    pub scales: &'a [u16],
+    /// A power of two that scales are multiplied with.
+    pub power: f32,
+}
+
+impl Panel<'_> {
+    /// Blocks along the depth.
+    pub fn blocks(&self) -> usize {
+        self.upper.len() / PLANE
+    }
+
+    /// These blocks of it.
+    pub fn part(&self, first: usize, blocks: usize) -> Self {
+        let per_block = self.scales.len() / self.blocks();
+        Self {
+            upper: &self.upper[first * PLANE..][..blocks * PLANE],
+            lower: self.lower.map(|lower| &lower[first * PLANE..][..blocks * PLANE]),
+            scales: &self.scales[first * per_block..][..blocks * per_block],
+            power: self.power,
+        }
+    }
+
+    /// Whether scales belong to 32 weights, not 64.
+    fn halves(&self) -> bool {
+        self.scales.len() == 2 * self.blocks() * COLUMNS
+    }
+
+    fn check(&self) {
+        let blocks = self.blocks();
+        assert!(self.upper.len() == blocks * PLANE, "planes are whole blocks");
+        assert!(self.lower.is_none_or(|lower| lower.len() == self.upper.len()), "planes are of one size");
+        assert!(self.halves() || self.scales.len() == blocks * COLUMNS, "a block has one or two groups");
+    }
+}
+
+/// Blocks of a panel with their bytes put together, for many tiles.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Unpacked {
+    /// `[blocks][STEPS][COLUMNS][LANE]`.
+    bytes: [[u8; STEPS * STEP]; UNPACKED_BLOCKS],
+    /// `[blocks][groups of a block][COLUMNS]`.
+    scales: [[[f32; COLUMNS]; 2]; UNPACKED_BLOCKS],
+    blocks: usize,
+    halves: bool,
+}
+
+impl Unpacked {
+    /// Room for [`UNPACKED_BLOCKS`].
+    pub fn new() -> Self {
+        Self {
+            bytes: [[0; STEPS * STEP]; UNPACKED_BLOCKS],
+            scales: [[[0.0; COLUMNS]; 2]; UNPACKED_BLOCKS],
+            blocks: 0,
+            halves: false,
+        }
+    }
+}
+
+impl Default for Unpacked {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a sum of a half's codes takes back from its products: the byte 128 is the code 0, and at 4 bits the middle of what a nibble
+/// stands for is 7.5 above it.
+#[inline(always)]
+pub(crate) fn shift(sum: i32, narrow: bool) -> i32 {
+    if narrow { (-241 * sum) >> 1 } else { -128 * sum }
+}
+
+/// A tile times a panel, whose planes are read once.
+pub fn stream(isa: Isa, tile: Tile<'_>, panel: Panel<'_>, sums: &mut [[f32; COLUMNS]]) {
+    panel.check();
+    tile.check(panel.blocks());
+    let sums = &mut sums[..tile.rows];
+    match isa.level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Isa` with these instructions is only made after the machine was asked for them; sizes were checked.
+        Level::Avx512 if isa.vnni => unsafe { x86::stream_avx512(tile, panel, sums) },
+        _ => {
+            let mut unpacked = Unpacked::new();
+            for first in (0..panel.blocks()).step_by(UNPACKED_BLOCKS) {
+                let blocks = UNPACKED_BLOCKS.min(panel.blocks() - first);
+                unpack(isa, panel.part(first, blocks), &mut unpacked);
+                product(isa, tile.part(first, blocks), &unpacked, sums);
+            }
+        }
+    }
+}
+
+/// Puts at most [`UNPACKED_BLOCKS`] blocks together.
+pub fn unpack(isa: Isa, panel: Panel<'_>, to: &mut Unpacked) {
+    panel.check();
+    assert!(panel.blocks() <= UNPACKED_BLOCKS, "at most {UNPACKED_BLOCKS} blocks are unpacked at once");
+    (to.blocks, to.halves) = (panel.blocks(), panel.halves());
+    match isa.level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as in `stream`.
+        Level::Avx512 => unsafe { x86::unpack_avx512(panel, to) },
+        _ => portable::unpack(isa, panel, to),
+    }
+}
+
+/// Asks memory for part `part` of `parts` of a panel, where the machine can be asked.
+pub fn ask(panel: Panel<'_>, part: usize, parts: usize) {
+    #[cfg(target_arch = "x86_64")]
+    x86::ask(panel, part, parts);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (panel, part, parts);
+}
+
+/// A tile times blocks that are unpacked.
+pub fn product(isa: Isa, tile: Tile<'_>, weights: &Unpacked, sums: &mut [[f32; COLUMNS]]) {
+    tile.check(weights.blocks);
+    let sums = &mut sums[..tile.rows];
+    match isa.level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as in `stream`.
+        Level::Avx512 if isa.vnni => unsafe { x86::product_avx512(tile, weights, sums) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as in `stream`.
+        Level::Avx2 | Level::Avx512 => unsafe { x86::product_avx2(isa.vnni, tile, weights, sums) },
+        Level::Portable => portable::product(tile, weights, sums),
+    }
+}
+
+/// Exactly the value of an f16 that is finite. Subnormals too: a product with a power of two puts exponents right.
+#[inline(always)]
+pub(crate) fn from_f16(half: u16) -> f32 {
+    /// 2^112: the difference of the exponents' biases.
+    const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
+    f32::from_bits((u32::from(half) & 0x7fff) << 13) * REBIAS
+}
+
+/// The f16 nearest to a value that is 0 or in 2^-14..65,504, ties to even.
+#[inline(always)]
+pub(crate) fn to_f16(value: f32) -> u16 {
+    /// 2^-112.
+    const REBIAS: f32 = f32::from_bits((127 - 112) << 23);
+    let bits = (value * REBIAS).to_bits();
+    ((bits + 0xfff + (bits >> 13 & 1)) >> 13) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every f16 scale, code and row in the plainest way, in the stated order.
+    fn plain(tile: Tile<'_>, panel: Panel<'_>, row: usize, column: usize) -> f32 {
+        let groups = if panel.halves() { 2 } else { 1 };
+        let mut total = 0.0f32;
+        for block in 0..panel.blocks() {
+            let mut inner = 0.0f32;
+            for group in 0..groups {
+                let mut sum = 0i64;
+                for half in group * 2 / groups..(group + 1) * 2 / groups {
+                    let mut twice = 0i64;
+                    for k in half * HALF..(half + 1) * HALF {
+                        let x = i64::from(tile.codes[(block * tile.rows + row) * BLOCK + k]);
+                        let (step, byte) = (k / LANE, column * LANE + k % LANE);
+                        let nibble =
+                            |plane: &[u8]| plane[block * PLANE + step / 2 * STEP + byte] >> (step % 2 * 4) & 15;
+                        let upper = i64::from(nibble(panel.upper));
+                        twice += x * match panel.lower {
+                            Some(lower) => 2 * (16 * upper + i64::from(nibble(lower)) - 128),
+                            None => 32 * upper - 241,
+                        };
+                    }
+                    sum += twice.div_euclid(2);
+                }
+                let scale = from_f16(panel.scales[(block * groups + group) * COLUMNS + column]) * panel.power;
+                inner = if group == 0 { sum as f32 * scale } else { (sum as f32).mul_add(scale, inner) };
+            }
+            total = inner.mul_add(tile.scales[block * tile.rows + row], total);
+        }
+        total
+    }
+
+    struct Case {
+        upper: Vec<u8>,
+        lower: Vec<u8>,
+        scales: Vec<u16>,
+        codes: Vec<i8>,
+        row_scales: Vec<f32>,
+        shifts: Vec<i32>,
+    }
+
+    fn case(rng: &mut fastrand::Rng, rows: usize, blocks: usize, halves: bool, narrow: bool) -> Case {
+        // Extremes often: they are where narrow integers would overflow.
+        let codes: Vec<i8> = (0..blocks * rows * BLOCK)
+            .map(|_| if rng.bool() { rng.i8(-127..=127) } else { [127, -127][rng.usize(0..2)] })
+            .collect();
+        let mut shifts = vec![0; blocks * SHIFTS * rows];
+        for (at, codes) in codes.chunks_exact(BLOCK).enumerate() {
+            let (block, row) = (at / rows, at % rows);
+            for (half, codes) in codes.chunks_exact(HALF).enumerate() {
+                let sum: i32 = codes.iter().map(|code| i32::from(*code)).sum();
+                let shift = shift(sum, narrow);
+                shifts[(block * SHIFTS + half) * rows + row] = shift;
+                shifts[(block * SHIFTS + 2) * rows + row] += shift;
+            }
+        }
+        let groups = if halves { 2 } else { 1 };
+        Case {
+            upper: (0..blocks * PLANE).map(|_| rng.u8(..)).collect(),
+            // No byte is 0, as no code is -128.
+            lower: (0..blocks * PLANE).map(|_| rng.u8(..) | 0x11).collect(),
+            scales: (0..blocks * groups * COLUMNS).map(|_| to_f16(rng.f32() + 0.01)).collect(),
+            row_scales: (0..blocks * rows).map(|_| rng.f32()).collect(),
+            codes,
+            shifts,
+        }
+    }
+
+    #[test]
+    fn products_are_plain_products_for_any_tile_on_every_isa() {
+        let mut rng = fastrand::Rng::with_seed(4);
+        for blocks in [1, 2, 7, UNPACKED_BLOCKS + 3] {
+            for rows in 1..=TILE {
+                for (halves, narrow) in [(false, false), (true, false), (false, true), (true, true)] {
+                    let case = case(&mut rng, rows, blocks, halves, narrow);
+                    let lower = (!narrow).then_some(case.lower.as_slice());
+                    let panel = Panel { upper: &case.upper, lower, scales: &case.scales, power: 0.25 };
+                    let tile = Tile { rows, codes: &case.codes, scales: &case.row_scales, shifts: &case.shifts };
+                    for isa in Isa::available() {
+                        let mut streamed = vec![[0.0; COLUMNS]; rows];
+                        stream(isa, tile, panel, &mut streamed);
+                        let mut unpacked = Unpacked::new();
+                        let mut sums = vec![[0.0; COLUMNS]; rows];
+                        for first in (0..blocks).step_by(UNPACKED_BLOCKS) {
+                            let blocks = UNPACKED_BLOCKS.min(blocks - first);
+                            unpack(isa, panel.part(first, blocks), &mut unpacked);
+                            product(isa, tile.part(first, blocks), &unpacked, &mut sums);
+                        }
+                        for row in 0..rows {
+                            for column in 0..COLUMNS {
+                                let want = plain(tile, panel, row, column).to_bits();
+                                let got = [&streamed, &sums].map(|sums| sums[row][column].to_bits());
+                                assert_eq!(got, [want; 2], "{isa:?} {rows} rows, {blocks} blocks, {halves} {narrow}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn f16_is_exact_and_rounds_to_the_nearest() {
+        for bits in 0..0x7c00_u16 {
+            let value = from_f16(bits);
+            let (exponent, mantissa) = (i32::from(bits >> 10), f64::from(bits & 0x3ff));
+            let want = match exponent {
+                0 => mantissa * 2f64.powi(-24),
+                _ => (1024.0 + mantissa) * 2f64.powi(exponent - 25),
+            };
+            assert_eq!(f64::from(value), want);
+            if exponent > 0 && bits < 0x7bff {
+                let next = from_f16(bits + 1);
+                assert_eq!(to_f16(value), bits);
+                assert_eq!(to_f16(value + (next - value) * 0.49), bits);
+                assert_eq!(to_f16(value + (next - value) * 0.51), bits + 1);
+                assert_eq!(to_f16(value + (next - value) * 0.5), bits + (bits & 1));
+            }
+        }
+        assert_eq!(to_f16(0.0), 0);
+    }
+}
