@@ -17,7 +17,6 @@ pub mod kernels;
 mod kv;
 pub mod limits;
 mod matrix;
-mod plan;
 mod pool;
 mod settings;
 
