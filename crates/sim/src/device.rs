@@ -86,6 +86,8 @@ pub enum Mishap {
     LostAtSubmit(u32),
     /// The device is lost while it computes a step; it comes back with so many blocks.
     LostAtCollect(u32),
+    /// The device is lost when a step is handed to it, and stays away for so many more.
+    Away(u32),
     /// A step fails after its slots were changed.
     FaultAtSubmit,
     /// A step fails, and what it wrote is spoiled.
@@ -101,6 +103,8 @@ struct Plan {
     batch_dependent: bool,
     epoch: u64,
     blocks: Option<u32>,
+    /// Steps that are still refused because the device is away.
+    away: u32,
 }
 
 /// The hand that makes a device fail; outlives the devices of a node.
@@ -115,7 +119,9 @@ impl Faults {
 
     /// Nothing more goes wrong.
     pub fn clear(&self) {
-        self.plan().next = None;
+        let mut plan = self.plan();
+        plan.next = None;
+        plan.away = 0;
     }
 
     /// Mishaps that have happened.
@@ -178,9 +184,19 @@ impl Backend for SimDevice {
     }
 
     fn submit(&mut self, plan: &StepPlan) -> Result<StepTicket, BackendError> {
-        let here = |mishap| matches!(mishap, Mishap::LostAtSubmit(_) | Mishap::OutOfMemory | Mishap::FaultAtSubmit);
+        if let Some(left) = self.faults.plan().away.checked_sub(1) {
+            self.faults.plan().away = left;
+            return Err(BackendError::Lost("it is away".to_owned()));
+        }
+        let here = |mishap| {
+            matches!(mishap, Mishap::LostAtSubmit(_) | Mishap::Away(_) | Mishap::OutOfMemory | Mishap::FaultAtSubmit)
+        };
         match self.happen(here) {
             Some(Mishap::LostAtSubmit(blocks)) => Err(self.lose(blocks)),
+            Some(Mishap::Away(steps)) => {
+                self.faults.plan().away = steps;
+                Err(self.lose(self.shape.blocks))
+            }
             Some(Mishap::FaultAtSubmit) => {
                 self.inner.faults().add(0, Call::Submit, BackendError::Fault("the simulation".to_owned()));
                 self.inner.submit(plan)
