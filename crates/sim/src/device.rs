@@ -134,6 +134,14 @@ impl Faults {
         self.plan().batch_dependent = true;
     }
 
+    /// Whether the device refuses this step because it is away; that is one step less to come.
+    fn is_away(&self) -> bool {
+        let mut plan = self.plan();
+        let is_away = plan.away > 0;
+        plan.away = plan.away.saturating_sub(1);
+        is_away
+    }
+
     fn plan(&self) -> MutexGuard<'_, Plan> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -184,8 +192,7 @@ impl Backend for SimDevice {
     }
 
     fn submit(&mut self, plan: &StepPlan) -> Result<StepTicket, BackendError> {
-        if let Some(left) = self.faults.plan().away.checked_sub(1) {
-            self.faults.plan().away = left;
+        if self.faults.is_away() {
             return Err(BackendError::Lost("it is away".to_owned()));
         }
         let here = |mishap| {
