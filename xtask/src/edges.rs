@@ -52,6 +52,8 @@ const TABLE: &[(&str, May)] = &[
 /// to who imports them.
 const TESTS_ONLY: &[(&str, &str, &str)] = &[
     ("backend", "model", "the conformance suite is tried on the oracle that it judges backends by"),
+    ("backend-remote", "backend-neuron", "what is lent in tests is a device that computes, not canned outputs"),
+    ("backend-remote", "model", "the reference forward is the oracle of what a remote device computes"),
     ("engine", "backend-neuron", "steps are tested on a device that computes, not on canned outputs"),
     ("engine", "model", "the reference forward is the oracle of what a step computes"),
     ("worker", "backend", "a test chooses the device and makes it fail"),

@@ -1,4 +1,4 @@
-//! The habits of the house, one command each: `check`, `test`, `demo`, `bench`, `make-model`, `contract`, `fmt`.
+//! The habits of the house, one command each: `check`, `test`, `demo`, `bench`, `make-model`, `device-conformance`, `contract`, `fmt`.
 //!
 //! In: the command line. Out: other programs run in the workspace's root, findings on the terminal, and an exit status that
 //! CI can believe. Deliberately not here: any of the project's crates. xtask must build, and say what is wrong, when they
@@ -10,6 +10,7 @@ mod bench;
 mod check;
 mod contract;
 mod demo;
+mod device_conformance;
 mod edges;
 mod fmt;
 mod make_model;
@@ -39,6 +40,7 @@ enum Command {
     Demo(demo::Arguments),
     Contract(contract::Arguments),
     MakeModel(make_model::Arguments),
+    DeviceConformance(device_conformance::Arguments),
     /// Format every Rust file of the workspace
     Fmt,
 }
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Contract(arguments) => contract::run(&arguments),
         Command::MakeModel(arguments) => make_model::run(&arguments),
+        Command::DeviceConformance(arguments) => device_conformance::run(&arguments),
         Command::Fmt => fmt::run(),
     };
     match done {

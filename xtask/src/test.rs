@@ -1,5 +1,5 @@
 //! `cargo xtask test`: the workspace's tests. The runner is cargo's own, because a machine with nothing but a Rust toolchain
-//! has it and it runs documentation examples too. Last come its plain closing lines, so the Python example goes first.
+//! has it and it runs documentation examples too. Last come its plain closing lines, so the Python examples go first.
 //!
 //! Deliberately not here: any selection of tests by name. How much work a test does is the test's own decision, from
 //! `TEST_EFFORT`.
@@ -17,9 +17,13 @@ const EFFORT: &str = "TEST_EFFORT";
 /// The Python example's own test, told which binary to run it against.
 const PYTHON_EXAMPLE: &str = "examples/python/check.py";
 
-/// The workspace's tests, documentation examples and the Python example included
+/// The Python device's own test.
+const PYTHON_DEVICE: [&str; 8] =
+    ["test", "--workspace", "--test", "python", "--", "--ignored", "--exact", "the_example_in_python_passes_the_suite"];
+
+/// The workspace's tests, documentation examples and the Python examples included
 ///
-/// Runs `cargo test --workspace` after the Python example, where Python has grpcio-tools. One failing suite does not stop the
+/// Runs `cargo test --workspace` after the Python examples, where Python has what they need. One failing suite does not stop the
 /// others.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -27,7 +31,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     quick: bool,
 
-    /// Only this package, repeatable; the Python example is left out
+    /// Only this package, repeatable; the Python examples are left out
     #[arg(short, long, value_name = "NAME")]
     package: Vec<String>,
 
@@ -39,7 +43,7 @@ pub(crate) struct Arguments {
 /// Runs everything, then fails if anything did.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let whole = arguments.package.is_empty() && arguments.passed_on.is_empty();
-    let example = if whole { python_example() } else { Ok(()) };
+    let example = if whole { python_example().and_then(|()| python_device()) } else { Ok(()) };
     let tests = process::run(&mut cargo_test(arguments));
     match (example, tests) {
         (Ok(()), tests) => tests,
@@ -81,6 +85,15 @@ fn python_example() -> anyhow::Result<()> {
     process::run(process::program("python3").env_remove(EFFORT).arg(PYTHON_EXAMPLE).arg("--binary").arg(binary))?;
     println!("{PYTHON_EXAMPLE} ... ok\n");
     Ok(())
+}
+
+fn python_device() -> anyhow::Result<()> {
+    if !process::succeeds(process::program("python3").args(["-c", "import grpc_tools.protoc, numpy"])) {
+        println!("skipped: examples/python-device (pip install grpcio-tools numpy)");
+        return Ok(());
+    }
+    println!("running examples/python-device");
+    process::run(process::cargo().args(PYTHON_DEVICE))
 }
 
 #[cfg(test)]

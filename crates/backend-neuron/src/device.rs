@@ -1,23 +1,23 @@
 //! The device: the [`Backend`] of this crate.
 //!
-//! In: plans, late masks, block copies. Out: samples, logits, block bytes. Deliberately not here: the check of a plan (`plan`) and the
+//! In: plans, late masks, block copies. Out: samples, logits, block bytes. Deliberately not here: the check of a plan (`holdfast_backend::plan`) and the
 //! arithmetic (`forward`). A step is checked when it is submitted and computed when it is collected.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::Instant;
 
+use holdfast_backend::plan::{Prepared, PreparedSequence, Slots, check_copy};
 use holdfast_backend::pools::share_out;
-use holdfast_backend::sampler::{SlotSampler, check_mask};
+use holdfast_backend::samples::{Samplers, check_late};
 use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDirection, CopyDone, CopyTicket, StepTicket};
 use holdfast_model::{DecoderConfig, Weights};
 use holdfast_types::{
-    DeviceDescription, KvGroup, LateInputs, ModelledStep, NumericsClass, OutputRequest, Precision, RowInput,
-    SequenceOutput, SlotId, StepLimits, StepOutput, StepPlan, TokenId, TokenMask,
+    DeviceDescription, KvGroup, LateInputs, ModelledStep, NumericsClass, Precision, RowInput, SequenceOutput,
+    StepLimits, StepOutput, StepPlan,
 };
 
 use crate::forward::{Forward, Row, Tables};
 use crate::kv::{GroupPool, bytes_per_token_and_layer, layout_name};
-use crate::plan::{Prepared, PreparedSequence, SamplerChange, Slots, blocks_of, rejected};
 use crate::program::{ChipModel, Span, stand_in};
 use crate::{KvFormat, KvSize, NeuronError, NeuronSettings, WeightFormat};
 
@@ -35,19 +35,12 @@ pub struct NeuronDevice {
     kv: Vec<GroupPool>,
     slots: Slots,
     /// Samplers of open slots, as of the last step that ran.
-    live: Vec<Option<Live>>,
+    samplers: Samplers,
     open: VecDeque<Prepared>,
     copies: Vec<CopyDone>,
     next_copy: u64,
     /// Programs for the chip that it stands for.
     chip: Option<ChipModel>,
-}
-
-/// What a running slot remembers.
-#[derive(Debug)]
-struct Live {
-    sampler: Box<SlotSampler>,
-    last: Option<TokenId>,
 }
 
 /// Rows of a step in the order in which they run.
@@ -84,7 +77,7 @@ impl NeuronDevice {
         tracing::info!(device = description.name, isa = settings.isa.name(), class = %description.numerics_class, "device ready");
         Ok(Self {
             slots: Slots::new(description.slots),
-            live: (0..description.slots).map(|_| None).collect(),
+            samplers: Samplers::new(description.slots),
             description,
             forward,
             kv,
@@ -109,14 +102,7 @@ impl NeuronDevice {
     }
 
     fn execute(&mut self, step: &Prepared, late: &LateInputs) -> Vec<SequenceOutput> {
-        for change in &step.samplers {
-            match change {
-                SamplerChange::Open(slot, sampler) => {
-                    self.live[*slot as usize] = Some(Live { sampler: sampler.clone(), last: None });
-                }
-                SamplerChange::Close(slot) => self.live[*slot as usize] = None,
-            }
-        }
+        self.samplers.apply(&step.samplers);
         for (group, from, to) in &step.copies {
             self.kv[*group].copy(*from, *to);
         }
@@ -124,7 +110,7 @@ impl NeuronDevice {
         let logits = self.forward.run(&batch.rows, &batch.tables, &batch.wanted, &mut self.kv);
         let mut logits = logits.chunks_exact(self.description.vocab_size as usize);
         let asked = step.sequences.iter().filter(|sequence| !sequence.outputs.is_empty());
-        asked.map(|sequence| output(sequence, &mut self.live, &mut logits, late)).collect()
+        asked.map(|sequence| self.samplers.output(sequence, &mut logits, late)).collect()
     }
 
     fn batch(&mut self, step: &Prepared) -> Batch {
@@ -137,7 +123,7 @@ impl NeuronDevice {
             }
             batch.tables.push(tables);
             batch.wanted.extend(sequence.outputs.iter().map(|output| batch.rows.len() + output.row as usize));
-            let last = self.live[sequence.slot as usize].as_ref().and_then(|live| live.last);
+            let last = self.samplers.last(sequence.slot);
             for (input, position) in sequence.inputs.iter().zip(sequence.start..) {
                 let token = match input {
                     RowInput::Token(token) => *token,
@@ -202,27 +188,14 @@ impl Backend for NeuronDevice {
     }
 
     fn begin_copy(&mut self, copy: BlockCopy) -> Result<CopyTicket, BackendError> {
-        let blocks = blocks_of(&self.description, copy.group)?;
-        let (group, block) = (copy.group as usize, copy.block.0);
-        if block >= blocks {
-            return rejected(format!("block {block} of group {group}, which has {blocks}"));
-        }
-        let imports = matches!(copy.direction, CopyDirection::Import(_));
-        if let Some(step) =
-            self.open.iter().find(|step| step.writes(group, block) || (imports && step.reads(group, block)))
-        {
-            return rejected(format!("block {block} of group {group} belongs to open step {}", step.id.0));
-        }
+        check_copy(&copy, &self.description, &self.open)?;
+        let (group, block) = (usize::from(copy.group), copy.block.0);
         if self.copies.len() >= COPIES_MAX {
             return rejected(format!("{COPIES_MAX} copies ended and were not polled"));
         }
         let result = match copy.direction {
             CopyDirection::Export => Some(self.kv[group].export(block)),
             CopyDirection::Import(bytes) => {
-                let expected = self.description.kv_groups[group].bytes_per_block;
-                if bytes.len() as u64 != expected {
-                    return rejected(format!("{} bytes for a block of {expected}", bytes.len()));
-                }
                 self.kv[group].import(block, &bytes);
                 None
             }
@@ -238,40 +211,6 @@ impl Backend for NeuronDevice {
     }
 }
 
-/// Samples and logits of one sequence; `logits` gives the rows asked for, in order.
-fn output<'a>(
-    sequence: &PreparedSequence,
-    live: &mut [Option<Live>],
-    logits: &mut impl Iterator<Item = &'a [f32]>,
-    late: &LateInputs,
-) -> SequenceOutput {
-    let mut out = SequenceOutput { slot: SlotId(sequence.slot), samples: Vec::new(), logits: Vec::new() };
-    // The row that the latest sample predicts, and the sample.
-    let mut latest: Option<(usize, TokenId)> = None;
-    let mut accepted = true;
-    for (asked, logits) in sequence.outputs.iter().zip(logits) {
-        if asked.request != OutputRequest::Sample {
-            out.logits.push((asked.row, logits.to_vec()));
-        }
-        if asked.request == OutputRequest::Logits {
-            continue;
-        }
-        // A sample holds only while the rows after the one before it were what that one drew.
-        accepted &= latest.is_none_or(|(row, token)| sequence.inputs[row] == RowInput::Token(token));
-        let Some(live) = live[sequence.slot as usize].as_mut().filter(|_| accepted) else { continue };
-        let mask = mask_of(late, sequence.slot, asked.row);
-        let sample = live.sampler.sample(logits, sequence.start + asked.row + 1, mask);
-        live.last = Some(sample.id);
-        latest = Some((asked.row as usize + 1, sample.id));
-        out.samples.push(sample);
-    }
-    out
-}
-
-fn mask_of(late: &LateInputs, slot: u32, row: u32) -> Option<&TokenMask> {
-    late.masks.iter().find(|(of, at, _)| (of.0, *at) == (slot, row)).map(|(_, _, mask)| mask)
-}
-
 /// What a step would have taken on the chip.
 fn modelled(chip: &mut ChipModel, step: &Prepared) -> Option<ModelledStep> {
     let span = |sequence: &PreparedSequence| {
@@ -282,21 +221,8 @@ fn modelled(chip: &mut ChipModel, step: &Prepared) -> Option<ModelledStep> {
     stand_in::step(chip, &spans)
 }
 
-fn check_late(step: &Prepared, late: &LateInputs, vocab: u32) -> Result<(), BackendError> {
-    let mut seen = BTreeSet::new();
-    for (slot, row, mask) in &late.masks {
-        let samples = step.sequences.iter().filter(|sequence| sequence.slot == slot.0).any(|sequence| {
-            sequence.outputs.iter().any(|output| output.row == *row && output.request != OutputRequest::Logits)
-        });
-        if !samples {
-            return rejected(format!("a mask for row {row} of slot {}, which does not sample", slot.0));
-        }
-        if !seen.insert((slot.0, *row)) {
-            return rejected(format!("two masks for row {row} of slot {}", slot.0));
-        }
-        check_mask(mask, vocab)?;
-    }
-    Ok(())
+fn rejected<T>(why: impl Into<String>) -> Result<T, BackendError> {
+    Err(BackendError::Rejected(why.into()))
 }
 
 fn describe(

@@ -20,7 +20,6 @@ pub mod limits;
 mod matrix;
 mod memory;
 mod nested;
-mod plan;
 mod pool;
 pub mod program;
 mod rows;

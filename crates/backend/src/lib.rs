@@ -1,5 +1,5 @@
-//! The seam to a device: the [`Backend`] trait, its errors, what every backend shares (the sampler, the split of KV memory among
-//! groups), and the conformance suite that every backend passes.
+//! The seam to a device: the [`Backend`] trait, its errors, what every backend shares (the check of plans, the sampler, the split of KV
+//! memory among groups), and the conformance suite that every backend passes.
 //!
 //! In: [`StepPlan`]s and block copies from an engine. Out: [`StepOutput`]s and copied bytes. Deliberately not here: block
 //! allocation (the scheduler owns block ids), sessions (a backend never hears of one) and anything that waits on a clock.
@@ -7,8 +7,10 @@
 
 pub mod conformance;
 mod error;
+pub mod plan;
 pub mod pools;
 pub mod sampler;
+pub mod samples;
 
 pub use error::BackendError;
 

@@ -105,6 +105,11 @@ impl SlotSampler {
         SampledToken { id, position, logprobs }
     }
 
+    /// How many alternatives are reported beside each token; `None` reports no log probabilities.
+    pub fn logprobs(&self) -> Option<u32> {
+        self.params.logprobs
+    }
+
     fn repeats_count(&self) -> bool {
         self.params.repetition_penalty != 1.0
     }

@@ -1,15 +1,19 @@
-//! Holds the public contract to its own rules: which services it has, that every element is commented, that names follow
+//! Holds the contracts to their own rules: which services it has, that every element is commented, that names follow
 //! buf's style, and that nothing but the well-known types is imported. Whether a change breaks clients is not asked here:
 //! `cargo xtask check` compares the descriptor set with its baseline.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_contracts::{FILE_DESCRIPTOR_SET, v1};
+use holdfast_contracts::{DEVICE_FILE_DESCRIPTOR_SET, FILE_DESCRIPTOR_SET, v1};
 use prost::Message as _;
 use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet};
 
-const PACKAGE: &str = "holdfast.v1";
+/// Each package with its descriptor set and the folder of its files.
+const PACKAGES: [(&str, &[u8], &str); 2] = [
+    ("holdfast.v1", FILE_DESCRIPTOR_SET, "holdfast/v1/"),
+    ("holdfast.device.v1", DEVICE_FILE_DESCRIPTOR_SET, "holdfast/device/v1/"),
+];
 
 /// Field numbers of descriptor.proto, of which the paths of source locations are made.
 mod path {
@@ -25,14 +29,18 @@ mod path {
     pub(super) const SERVICE_METHOD: i32 = 2;
 }
 
-fn descriptors() -> FileDescriptorSet {
-    FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("the descriptor set decodes")
+fn descriptors(set: &[u8]) -> FileDescriptorSet {
+    FileDescriptorSet::decode(set).expect("the descriptor set decodes")
 }
 
+/// The files of all packages.
 fn own_files() -> Vec<FileDescriptorProto> {
-    let files: Vec<_> = descriptors().file.into_iter().filter(|file| file.package() == PACKAGE).collect();
-    assert!(!files.is_empty(), "no file of package {PACKAGE}");
-    files
+    let of = |(package, set, _): (&str, &[u8], &str)| {
+        let files: Vec<_> = descriptors(set).file.into_iter().filter(|file| file.package() == package).collect();
+        assert!(!files.is_empty(), "no file of package {package}");
+        files
+    };
+    PACKAGES.into_iter().flat_map(of).collect()
 }
 
 /// Every named element of a file with its source path, well-defined names only (no map entries, no synthetic oneofs).
@@ -132,16 +140,18 @@ fn every_element_has_a_leading_comment() {
 
 #[test]
 fn only_the_well_known_types_are_imported() {
-    let set = descriptors();
-    let names: BTreeSet<&str> = set.file.iter().map(|file| file.name()).collect();
-    for file in &set.file {
-        let name = file.name();
-        assert!(name.starts_with("holdfast/v1/") || name.starts_with("google/protobuf/"), "{name} is in the set");
-        assert_eq!(file.package() == PACKAGE, name.starts_with("holdfast/v1/"), "{name} is package {}", file.package());
-        for import in &file.dependency {
-            let allowed = import.starts_with("google/protobuf/") || import.starts_with("holdfast/v1/");
-            assert!(allowed, "{name} imports {import}");
-            assert!(names.contains(import.as_str()), "{import} is missing: reflection could not resolve {name}");
+    for (package, set, folder) in PACKAGES {
+        let set = descriptors(set);
+        let names: BTreeSet<&str> = set.file.iter().map(|file| file.name()).collect();
+        for file in &set.file {
+            let name = file.name();
+            assert!(name.starts_with(folder) || name.starts_with("google/protobuf/"), "{name} is in the set");
+            assert_eq!(file.package() == package, name.starts_with(folder), "{name} is package {}", file.package());
+            for import in &file.dependency {
+                let allowed = import.starts_with("google/protobuf/") || import.starts_with(folder);
+                assert!(allowed, "{name} imports {import}");
+                assert!(names.contains(import.as_str()), "{import} is missing: reflection could not resolve {name}");
+            }
         }
     }
 }
@@ -155,8 +165,13 @@ fn the_services_are_these() {
                 .method
                 .iter()
                 .map(|method| {
-                    assert!(!method.client_streaming(), "{} streams from the client", method.name());
-                    format!("{}{}", method.name(), if method.server_streaming() { " (stream)" } else { "" })
+                    let streams = match (method.client_streaming(), method.server_streaming()) {
+                        (false, false) => "",
+                        (false, true) => " (stream)",
+                        (true, false) => " (of a stream)",
+                        (true, true) => " (both ways)",
+                    };
+                    format!("{}{streams}", method.name())
                 })
                 .collect();
             found.insert(service.name().to_owned(), methods.join(", "));
@@ -164,6 +179,7 @@ fn the_services_are_these() {
     }
     let expected = [
         ("CompletionService", "Generate (stream)"),
+        ("DeviceService", "Describe, RunSteps (both ways), ExportBlock (stream), ImportBlock (of a stream)"),
         ("ModelService", "ListModels, GetModel"),
         ("RuntimeService", "GetRuntime"),
         (
@@ -198,13 +214,13 @@ fn enums_begin_with_unspecified_and_carry_their_name() {
 fn names_follow_the_style() {
     let lower_snake = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
     for file in own_files() {
-        let stem = file.name().trim_start_matches("holdfast/v1/").trim_end_matches(".proto");
+        let stem = file.name().rsplit('/').next().unwrap_or_default().trim_end_matches(".proto");
         assert!(lower_snake(stem), "{}", file.name());
         for service in &file.service {
             assert!(service.name().ends_with("Service"), "{}", service.name());
             assert_eq!(upper_snake(service.name()).to_lowercase(), stem, "a service has a file of its name");
             for method in &service.method {
-                let input = method.input_type().trim_start_matches(".holdfast.v1.");
+                let input = method.input_type().rsplit('.').next().unwrap_or_default();
                 assert_eq!(input, format!("{}Request", method.name()), "a request is its method's own");
             }
         }

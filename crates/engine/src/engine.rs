@@ -10,8 +10,12 @@
 //! | `Rejected` | a defect of ours: the step's runs fail with `INTERNAL`, the engine lives on |
 //! | `OutOfMemory` | the next step is half as large; a step of one row that does not fit fails its run |
 //! | `Fault` | the step's runs fail with `DEVICE_FAULT`; its slot changes are taken to stand |
-//! | `Lost` | the pool is empty; running runs compute again, each at most `losses_max` times, then `DEVICE_LOST` |
+//! | `Lost` | the pool is empty and every run is parked until the device answers an empty step again; those that were hit compute again, each at most `losses_max` times, then `DEVICE_LOST` |
 //! | an output that does not answer its plan | like `Fault`, with `INTERNAL` |
+//!
+//! **A device that is away.** After `Lost` nothing is admitted and nothing planned; a step of nothing is tried, at once and then after
+//! pauses that grow ([`Engine::next_poll`]), until it succeeds. A device that answers it is back, with whatever it says it is now.
+//! Runs wait for as long as it takes, are taken and cancelled meanwhile, and failed tries count as nobody's loss.
 //!
 //! A run whose [`crate::TokenGuide`] fails fails alone: its row was computed, its sample is left aside.
 //!
@@ -27,7 +31,9 @@ use holdfast_backend::{Backend, BackendError, StepTicket};
 use holdfast_scheduler::{
     Abandon, Admitted, Advance, Job, JobId, JobSampling, Scheduler, SchedulerConfig, Step, Unfit,
 };
-use holdfast_types::{DeviceDescription, Failure, LateInputs, Reason, SequenceId, SlotSampling, StepOutput, TimeUs};
+use holdfast_types::{
+    DeviceDescription, Failure, LateInputs, Reason, SequenceId, SlotSampling, StepId, StepOutput, StepPlan, TimeUs,
+};
 
 use crate::cost::CostModel;
 use crate::observe::StepObserver;
@@ -50,6 +56,33 @@ impl Default for EngineConfig {
     }
 }
 
+/// The pause after the first try of a device that is away; it doubles with each further one.
+const AWAY_PAUSE_US: u64 = 10_000;
+/// ... up to this: what a session waits at most after its device is back.
+const AWAY_PAUSE_MAX_US: u64 = 1_000_000;
+/// The step of nothing that a device which is away is tried with; the scheduler counts from 1.
+const AWAY_STEP: StepId = StepId(0);
+
+/// When an engine wants its next poll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextPoll {
+    /// At once: there is work.
+    Now,
+    /// At this time, or when there is a command: the device is away.
+    At(TimeUs),
+    /// When there is a command.
+    OnCommand,
+}
+
+/// The device is away.
+#[derive(Debug, Clone, Copy)]
+struct Away {
+    /// When it is tried again.
+    next_us: TimeUs,
+    /// The pause after that.
+    pause_us: u64,
+}
+
 /// One device and everything that runs on it. Owned by one caller, who polls it while it has work.
 pub struct Engine {
     backend: Box<dyn Backend>,
@@ -61,8 +94,8 @@ pub struct Engine {
     costs: CostModel,
     /// Most rows of a step: less than the device's limit after it ran out of memory, growing back with every step that fits.
     rows_max: u32,
-    /// The device was lost and has not answered since: its next epoch is the one we already started over for.
-    awaits_epoch: bool,
+    /// The device was lost and has not answered since.
+    away: Option<Away>,
     totals: EngineSnapshot,
     observer: Option<StepObserver>,
 }
@@ -77,7 +110,7 @@ impl Engine {
             runs: BTreeMap::new(),
             sequences: BTreeMap::new(),
             costs: CostModel::default(),
-            awaits_epoch: false,
+            away: None,
             totals: EngineSnapshot::default(),
             observer: None,
             backend,
@@ -101,9 +134,18 @@ impl Engine {
         self.scheduler.context_limit()
     }
 
-    /// Whether a poll without commands would do anything.
+    /// Whether any run waits or runs.
     pub fn has_work(&self) -> bool {
         self.scheduler.has_work()
+    }
+
+    /// When a poll without commands would do anything.
+    pub fn next_poll(&self) -> NextPoll {
+        match self.away {
+            _ if !self.has_work() => NextPoll::OnCommand,
+            Some(away) => NextPoll::At(away.next_us),
+            None => NextPoll::Now,
+        }
     }
 
     /// Takes commands and runs at most one step. `now` never goes back.
@@ -112,9 +154,12 @@ impl Engine {
         for command in commands {
             self.take(command, now, &mut effects);
         }
-        self.follow_epoch(now, &mut effects);
-        self.admit(now, &mut effects);
-        let end = self.step(now, &mut effects);
+        let mut end = now;
+        if self.has_work() && self.is_present(now) {
+            self.follow_epoch(now, &mut effects);
+            self.admit(now, &mut effects);
+            end = self.step(now, &mut effects);
+        }
         for (run, state) in &mut self.runs {
             state.hold(self.scheduler.held_bytes(JobId(run.0)), end);
         }
@@ -329,14 +374,6 @@ impl Engine {
         effects: &mut Vec<Effect>,
     ) -> TimeUs {
         let end = now + output.device_time_us;
-        if std::mem::take(&mut self.awaits_epoch) {
-            // The pool was emptied when the device was lost, so its new epoch is no news, unless it came back as another device.
-            let epoch = self.backend.describe().epoch;
-            let same = DeviceDescription { epoch, ..self.device.clone() };
-            if same == *self.backend.describe() {
-                self.device = same;
-            }
-        }
         let advances = match self.scheduler.apply(output) {
             Ok(advances) => advances,
             Err(error) => {
@@ -411,11 +448,11 @@ impl Engine {
         }
     }
 
-    /// The device lost everything: what ran computes again, unless it went through this too often.
+    /// The device lost everything: what ran computes again when it is back, unless it went through this too often.
     fn start_over(&mut self, message: String, now: TimeUs, effects: &mut Vec<Effect>) {
         tracing::warn!(error = %message, "device lost");
         self.totals.device_losses += 1;
-        self.awaits_epoch = true;
+        self.away = Some(Away { next_us: now, pause_us: AWAY_PAUSE_US });
         let hit: Vec<RunId> = self.scheduler.running().map(|job| RunId(job.0)).collect();
         self.reset(now, effects);
         for run in hit {
@@ -427,10 +464,31 @@ impl Engine {
         }
     }
 
-    /// A device that says that it started another life by itself has lost everything as well.
+    /// Whether there is a device to plan for; one that is away is tried when it is time.
+    fn is_present(&mut self, now: TimeUs) -> bool {
+        let Some(away) = self.away else { return true };
+        if now < away.next_us {
+            return false;
+        }
+        let nothing = StepPlan { id: AWAY_STEP, slots: Vec::new(), copies: Vec::new(), sequences: Vec::new() };
+        let tried = self.backend.submit(&nothing);
+        match tried.and_then(|ticket| self.backend.collect(ticket, &LateInputs::default())) {
+            Ok(_) => {
+                tracing::info!(epoch = self.backend.describe().epoch, "device is back");
+                self.away = None;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "device is away");
+                let pause_us = (2 * away.pause_us).min(AWAY_PAUSE_MAX_US);
+                self.away = Some(Away { next_us: now + away.pause_us, pause_us });
+            }
+        }
+        self.away.is_none()
+    }
+
+    /// A device in another life than the one that was planned for has lost everything.
     fn follow_epoch(&mut self, now: TimeUs, effects: &mut Vec<Effect>) {
         if self.backend.describe().epoch != self.device.epoch {
-            self.awaits_epoch = false;
             self.reset(now, effects);
         }
     }

@@ -23,7 +23,7 @@ mod snapshot;
 pub mod testing;
 
 pub use command::{Command, Effect, FinishReason, Run, RunId, SampleRequest, TokenGuide};
-pub use engine::{Engine, EngineConfig};
+pub use engine::{Engine, EngineConfig, NextPoll};
 pub use holdfast_scheduler::SchedulerConfig;
 pub use observe::StepObserver;
 pub use shell::{Clock, EffectSink, EngineHandle, EngineThread, SendError};

@@ -3,7 +3,7 @@
 //! In: commands through an [`EngineHandle`]. Out: effects to a sink, snapshots to whoever asks. Deliberately not here: any decision
 //! about runs.
 //!
-//! - It sleeps while the engine has no work, and takes everything that waits in the channel before each step.
+//! - It sleeps while the engine has no work, or until a device that is away is to be tried again, and takes everything that waits in the channel before each step.
 //! - The channel is bounded and sending never blocks: a full channel is an error for the sender to name.
 //! - A panic in the engine is a defect of ours and ends the engine, not the process: every run that was open fails with
 //!   `INTERNAL`, and so does every later one, until the runtime is restarted.
@@ -12,13 +12,14 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use holdfast_types::{Failure, Reason, TimeUs, Usage};
 
-use crate::{Command, Effect, Engine, EngineSnapshot, RunId};
+use crate::{Command, Effect, Engine, EngineSnapshot, NextPoll, RunId};
 
 /// Commands that may wait for the engine. It empties the channel before every step.
 const COMMANDS_MAX: usize = 1024;
@@ -141,8 +142,8 @@ impl Drive {
     fn run(mut self, commands: &Receiver<Message>) {
         let mut defect: Option<Failure> = None;
         loop {
-            let idle = defect.is_some() || !self.engine.has_work();
-            let Some(taken) = receive(commands, idle) else { break };
+            let next = if defect.is_some() { NextPoll::OnCommand } else { self.engine.next_poll() };
+            let Some(taken) = receive(commands, next, &self.clock) else { break };
             self.note(&taken);
             // What was taken and not begun fails with all that is open.
             if self.shared.stopping.load(Ordering::Acquire) {
@@ -198,9 +199,19 @@ impl Drive {
     }
 }
 
-/// Everything that waits in the channel; when idle, after waiting for one message. `None` when idle and nobody is left to send.
-fn receive(commands: &Receiver<Message>, idle: bool) -> Option<Vec<Command>> {
-    let first = if idle { Some(commands.recv().ok()?) } else { None };
+/// Everything that waits in the channel, after waiting for the first of it unless the engine wants a poll before. `None` when nobody is
+/// left to send and the engine waits for a command.
+fn receive(commands: &Receiver<Message>, next: NextPoll, clock: &Clock) -> Option<Vec<Command>> {
+    let first = match next {
+        NextPoll::Now => None,
+        NextPoll::OnCommand => Some(commands.recv().ok()?),
+        NextPoll::At(time) => match commands.recv_timeout(Duration::from_micros(time.saturating_sub(clock()))) {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Timeout) => None,
+            // Nobody can cancel what waits for the device, and nobody hears of it.
+            Err(RecvTimeoutError::Disconnected) => return None,
+        },
+    };
     let mut taken: Vec<Command> = first.and_then(Message::command).into_iter().collect();
     taken.extend(receive_now(commands));
     Some(taken)

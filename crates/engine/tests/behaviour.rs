@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use harness::{Host, Spells, config, log, prefill, run, start};
 use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDone, CopyTicket, StepTicket};
 use holdfast_engine::testing::{Call, TokenBackend, small_device};
-use holdfast_engine::{Command, Engine, FinishReason, Run, RunId};
+use holdfast_engine::{Command, Engine, FinishReason, NextPoll, Run, RunId};
 use holdfast_kv::{ChainDomain, DomainSecret};
 use holdfast_types::{
     DeviceDescription, LateInputs, LogToken, ModelledChip, Precision, Reason, SamplingParams, SequenceId, StepOutput,
@@ -384,12 +384,50 @@ fn a_lost_device_is_survived_a_bounded_number_of_times() {
     }
     assert_eq!((host.engine.device().epoch, host.engine.snapshot().device_losses), (3, 2));
     for _ in 0..4 {
-        host.faults.add(0, Call::Submit, BackendError::Lost("planted".into()));
+        // The step of nothing that is tried after each loss succeeds.
+        host.faults.add(1, Call::Submit, BackendError::Lost("planted".into()));
     }
+    host.faults.add(0, Call::Submit, BackendError::Lost("one more, of no run any more".into()));
     host.complete(run(4, log(0..30), 12));
     assert_eq!(host.failure(4).reason, Reason::DeviceLost);
     let expected = host.expected(&run(5, log(0..30), 12));
     assert_eq!(host.complete(run(5, log(0..30), 12)).tokens, expected, "and lives on");
+}
+
+#[test]
+fn runs_are_parked_while_the_device_is_away() {
+    let mut host = host();
+    let expected: Vec<_> = (1..=3).map(|id| host.expected(&run(id, log(id as u32..30), 12))).collect();
+    host.faults.add(4, Call::Collect, BackendError::Lost("planted".into()));
+    for _ in 0..30 {
+        host.faults.add(0, Call::Submit, BackendError::Lost("still away".into()));
+    }
+    host.poll((1..=2).map(|id| start(run(id, log(id as u32..30), 12))).collect());
+    while host.engine.snapshot().device_losses == 0 {
+        assert_eq!(host.engine.next_poll(), NextPoll::Now);
+        host.poll(Vec::new());
+    }
+    let lost_at = host.now;
+    host.poll(Vec::new());
+    let NextPoll::At(first) = host.engine.next_poll() else { panic!("the device is away") };
+    assert!((1..50_000).contains(&(first - lost_at)), "it is tried again soon");
+    // Commands are taken meanwhile.
+    host.poll(vec![start(run(3, log(3..30), 12)), start(run(4, log(0..9), 5))]);
+    host.poll(vec![Command::Cancel { run: RunId(4) }]);
+    assert_eq!(host.reason(4), FinishReason::Cancelled);
+    let mut pause = 0;
+    while let NextPoll::At(next) = host.engine.next_poll() {
+        pause = pause.max(next.saturating_sub(host.now));
+        host.poll(Vec::new());
+    }
+    assert!((900_000..=1_000_000).contains(&pause), "pauses grow to a second: {pause}");
+    host.settle();
+    for id in 1..=3 {
+        assert_eq!(host.records[&RunId(id)].tokens, expected[id as usize - 1], "run {id}");
+    }
+    let snapshot = host.engine.snapshot();
+    assert_eq!((snapshot.device_losses, host.engine.device().epoch), (1, 2), "tries that fail are no losses");
+    assert_eq!(host.engine.next_poll(), NextPoll::OnCommand);
 }
 
 #[test]

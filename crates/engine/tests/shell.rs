@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use harness::{config, log, run, start};
 use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDone, CopyTicket, StepTicket};
-use holdfast_engine::testing::{TokenBackend, expected_tokens, small_device};
+use holdfast_engine::testing::{Call, TokenBackend, expected_tokens, small_device};
 use holdfast_engine::{Clock, Effect, Engine, EngineHandle, EngineThread, FinishReason, RunId, SendError};
 use holdfast_types::{DeviceDescription, LateInputs, Reason, StepOutput, StepPlan};
 
@@ -54,6 +54,39 @@ fn runs_are_answered_and_the_thread_sleeps_in_between() {
     assert_eq!(handle.snapshot().sampled_tokens, 15);
     assert_eq!(handle.send(start(run(9, log(0..3), 1))), Err(SendError::Stopped));
     handle.shutdown();
+}
+
+#[test]
+fn a_device_that_is_away_is_waited_for() {
+    let device = small_device(4, &[64], 4);
+    let backend = TokenBackend::new(device.clone());
+    backend.faults().add(2, Call::Collect, BackendError::Lost("planted".into()));
+    (0..4).for_each(|_| backend.faults().add(0, Call::Submit, BackendError::Lost("still away".into())));
+    let (handle, effects) = begin(Box::new(backend));
+    let asked = run(1, log(0..20), 5);
+    let expected = expected_tokens(&device, &asked, 256).unwrap();
+    handle.send(start(asked)).unwrap();
+    let mut tokens = Vec::new();
+    loop {
+        match next(&effects) {
+            Effect::Sampled { tokens: sampled, .. } => tokens.extend(sampled.iter().map(|token| token.id)),
+            Effect::Finished { .. } => break,
+            Effect::Progress { .. } => {}
+            Effect::Failed { failure, .. } => panic!("{failure:?}"),
+        }
+    }
+    assert_eq!(tokens, expected);
+    handle.shutdown();
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_a_device_that_is_away() {
+    let backend = TokenBackend::new(small_device(4, &[64], 4));
+    (0..100_000).for_each(|_| backend.faults().add(0, Call::Submit, BackendError::Lost("for ever".into())));
+    let (handle, effects) = begin(Box::new(backend));
+    handle.send(start(run(1, log(0..20), 5))).unwrap();
+    handle.shutdown();
+    assert!(matches!(next(&effects), Effect::Failed { failure, .. } if failure.reason == Reason::RuntimeDraining));
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Models(ModelsArgs),
     /// Tell the device of each served model, the chip that it stands for, and what is modelled of that chip and the others.
     Devices(DevicesArgs),
+    /// Lend a device of this machine to a runtime elsewhere.
+    Device(DeviceArgs),
     /// Print every setting in force and where its value came from.
     Config(SettingsArgs),
     /// Print a completion script for a shell: `holdfast completions bash > ~/.local/share/bash-completion/completions/holdfast`.
@@ -163,7 +165,7 @@ pub(crate) enum ModelsCommand {
     Served(ServedArgs),
 }
 
-/// Where models are registered: the setting `models_dir`, else `models` in `data_dir`.
+/// Settings of commands without a service: where models are registered (`models_dir`, else `models` in `data_dir`), and others.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RegistryArgs {
     /// A TOML file with settings; `holdfast config` prints all keys.
@@ -187,6 +189,34 @@ impl RegistryArgs {
             ..SettingsArgs::default()
         }
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeviceArgs {
+    #[command(subcommand)]
+    pub(crate) command: DeviceCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// Load a model onto a device and serve the device until SIGTERM or Ctrl-C, to one runtime at a time. That runtime is started with
+    /// the same model, and with `--set device.kind=remote --set device.address=ADDRESS`.
+    Serve(DeviceServeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeviceServeArgs {
+    /// Where to listen; port 0 takes a free one.
+    #[arg(long, value_name = "unix:PATH|HOST:PORT")]
+    pub(crate) listen: holdfast_backend_remote::DeviceAddress,
+    /// The model to hold: `pebble` (built in), a registered name, a directory in Hugging Face layout, or a GGUF file.
+    #[arg(long, value_name = "NAME|PATH", default_value = "pebble")]
+    pub(crate) model: String,
+    /// Allow listening beyond loopback; there is neither TLS nor credentials.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    #[command(flatten)]
+    pub(crate) settings: RegistryArgs,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod chat;
 mod cli;
 mod clock;
 mod config;
+mod device;
 mod devices;
 mod find;
 mod flags;
@@ -48,7 +49,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "holdfast", &mut std::io::stdout());
             return Ok(());
         }
-        Command::Serve(_) | Command::Chat(_) | Command::Sessions(_) | Command::Models(_) => {}
+        Command::Serve(_) | Command::Chat(_) | Command::Sessions(_) | Command::Models(_) | Command::Device(_) => {}
     }
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     tokio.block_on(async {
@@ -57,6 +58,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Chat(args) => chat::run(args).await,
             Command::Sessions(args) => sessions::run(args).await,
             Command::Models(args) => models::run(args).await,
+            Command::Device(args) => device::run(args).await,
             Command::Config(_) | Command::Devices(_) | Command::Completions { .. } => Ok(()),
         }
     })

@@ -5,6 +5,7 @@
 //! reason in their own words (settings, and what a runtime answered over gRPC).
 
 use holdfast_backend_neuron::NeuronError;
+use holdfast_backend_remote::RemoteError;
 use holdfast_journal::JournalError;
 use holdfast_model::ModelError;
 use holdfast_telemetry::TelemetryError;
@@ -19,8 +20,9 @@ pub(crate) fn of(error: &anyhow::Error) -> Option<Reason> {
         let model = || cause.downcast_ref().map(|error: &ModelError| error.failure().reason);
         let registry = || cause.downcast_ref().map(RegistryError::reason);
         let device = || cause.downcast_ref().map(device);
+        let remote = || cause.downcast_ref().map(remote);
         let telemetry = || cause.downcast_ref().map(|_: &TelemetryError| Reason::InvalidSetting);
-        journal.or_else(registry).or_else(model).or_else(device).or_else(telemetry)
+        journal.or_else(registry).or_else(model).or_else(device).or_else(remote).or_else(telemetry)
     })
 }
 
@@ -39,6 +41,13 @@ fn device(error: &NeuronError) -> Reason {
         NeuronError::Setting { .. } | NeuronError::Chip(_) => Reason::InvalidSetting,
         NeuronError::Model(_) => Reason::InvalidModel,
         NeuronError::Threads(_) | NeuronError::Memory(_) => Reason::DeviceFault,
+    }
+}
+
+fn remote(error: &RemoteError) -> Reason {
+    match error {
+        RemoteError::Unreachable { .. } | RemoteError::Changed { .. } => Reason::DeviceLost,
+        RemoteError::Description { .. } | RemoteError::Thread(_) => Reason::DeviceFault,
     }
 }
 

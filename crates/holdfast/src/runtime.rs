@@ -8,8 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use holdfast_backend::Backend as _;
-use holdfast_backend_neuron::{KvSize, NeuronDevice, NeuronSettings, WeightFormat};
 use holdfast_engine::{Engine, EngineConfig, EngineHandle, EngineThread, SchedulerConfig, StepObserver};
 use holdfast_gateway::{Gateway, GatewayError, GatewaySettings};
 use holdfast_journal::{Journal, SqliteJournal, SqliteSettings};
@@ -23,8 +21,8 @@ use tokio::task::JoinHandle;
 
 use crate::find::{Found, find};
 use crate::registry::Registry;
-use crate::settings::{KvFormat, Settings, Weights};
-use crate::{build, clock, devices, gauges};
+use crate::settings::Settings;
+use crate::{build, clock, device, gauges};
 
 /// What this build can do, for `GetRuntime`.
 const FEATURES: &[&str] = &[
@@ -143,7 +141,7 @@ impl Runtime {
     }
 }
 
-fn telemetry_settings(settings: &Settings) -> holdfast_telemetry::TelemetrySettings {
+pub(crate) fn telemetry_settings(settings: &Settings) -> holdfast_telemetry::TelemetrySettings {
     let telemetry = &settings.telemetry;
     holdfast_telemetry::TelemetrySettings {
         log: telemetry.log.clone(),
@@ -207,7 +205,7 @@ pub(crate) fn sources(settings: &Settings) -> anyhow::Result<Vec<(String, Found)
     Ok(sources)
 }
 
-/// Loads a model onto a CPU device of its own and starts its engine.
+/// Loads a model, finds a device of its own for it, and starts its engine.
 fn start_device(
     settings: &Settings,
     place: usize,
@@ -218,13 +216,13 @@ fn start_device(
 ) -> anyhow::Result<(Device, EngineHandle)> {
     let span = tracing::info_span!(names::SPAN_MODEL_LOAD, { names::GEN_AI_REQUEST_MODEL } = name);
     let model = span.in_scope(|| found.load()).with_context(|| format!("model {name}"))?;
-    let backend = NeuronDevice::new(model.config(), model.weights(), &neuron_settings(settings, place)?)?;
+    let backend = device::find(settings, place, &name, &model)?;
     let description = backend.describe().clone();
     let scheduler = SchedulerConfig {
         prefill_chunk_tokens: settings.scheduler.prefill_chunk_tokens,
         step_budget_us: settings.scheduler.step_budget_us,
     };
-    let mut engine = Engine::new(Box::new(backend), EngineConfig { scheduler, ..EngineConfig::default() });
+    let mut engine = Engine::new(backend, EngineConfig { scheduler, ..EngineConfig::default() });
     engine.observe(StepObserver::new(&description.name, metrics, runs.clone()));
     let context_limit = engine.context_limit();
     let handle = EngineThread::start(&format!("engine-{place}"), engine, Arc::clone(clock), port.engine_sink())?;
@@ -264,28 +262,4 @@ fn start_device(
         }),
     };
     Ok((device, handle))
-}
-
-pub(crate) fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Result<NeuronSettings> {
-    let device = &settings.device;
-    let defaults = NeuronSettings::default();
-    Ok(NeuronSettings {
-        ordinal: u32::try_from(place)?,
-        threads: if device.threads == 0 { defaults.threads } else { device.threads },
-        kv: KvSize::Bytes(device.kv_bytes),
-        block_tokens: device.block_tokens,
-        slots: device.slots,
-        max_step_rows: device.max_step_rows,
-        weights: match device.weights {
-            Weights::F32 => WeightFormat::F32,
-            Weights::Nested => WeightFormat::Nested,
-        },
-        kv_format: match device.kv_format {
-            KvFormat::Auto => None,
-            KvFormat::F32 => Some(holdfast_backend_neuron::KvFormat::F32),
-            KvFormat::Bf16 => Some(holdfast_backend_neuron::KvFormat::Bf16),
-        },
-        chip: devices::chip(settings),
-        ..defaults
-    })
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::{Figment, Provider};
 use holdfast_backend_neuron::program::Buckets;
+use holdfast_backend_remote::DeviceAddress;
 use holdfast_types::Limits;
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,14 @@ pub(crate) struct Settings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DeviceSettings {
+    /// `neuron`, the CPU device of this process, or `remote`, a device that another process lends.
+    pub(crate) kind: DeviceKind,
+    /// Where a remote device listens: `unix:/path` or `host:port`. The settings of the CPU device are its own then.
+    pub(crate) address: Option<String>,
+    /// How long the start waits for a remote device that does not answer yet, seconds.
+    pub(crate) connect_timeout_s: u64,
+    /// How long a remote device may take over one step before it counts as lost, seconds.
+    pub(crate) step_timeout_s: u64,
     /// Threads of the CPU device; 0 is one per core.
     pub(crate) threads: usize,
     /// How weights are held: `f32` or `nested`.
@@ -65,6 +74,16 @@ pub(crate) struct DeviceSettings {
     pub(crate) slots: u32,
     /// Most rows of one step.
     pub(crate) max_step_rows: u32,
+}
+
+/// Where models are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum DeviceKind {
+    /// On the CPU device of this process.
+    Neuron,
+    /// On a device that another process lends.
+    Remote,
 }
 
 /// How the CPU device holds weights.
@@ -224,6 +243,10 @@ impl Default for Settings {
 impl Default for DeviceSettings {
     fn default() -> Self {
         Self {
+            kind: DeviceKind::Neuron,
+            address: None,
+            connect_timeout_s: 10,
+            step_timeout_s: 120,
             threads: 0,
             weights: Weights::F32,
             kv_format: KvFormat::Auto,
@@ -381,7 +404,10 @@ impl Settings {
         if block == 0 || !block.is_multiple_of(16) || block > 1024 {
             return wrong("device.block_tokens", format!("{block} is not a multiple of 16 up to 1024"));
         }
+        self.device.check_remote(self.models.len())?;
         for (key, value) in [
+            ("device.connect_timeout_s", self.device.connect_timeout_s),
+            ("device.step_timeout_s", self.device.step_timeout_s),
             ("device.slots", u64::from(self.device.slots)),
             ("device.max_step_rows", u64::from(self.device.max_step_rows)),
             ("device.kv_bytes", self.device.kv_bytes),
@@ -407,6 +433,30 @@ impl Settings {
             return wrong("limits", format!("{name} must be at least 1"));
         }
         Ok(())
+    }
+}
+
+impl DeviceSettings {
+    /// Where the remote device listens; `None` for a local one.
+    pub(crate) fn remote_address(&self) -> Option<DeviceAddress> {
+        if self.kind == DeviceKind::Remote { self.address.as_ref()?.parse().ok() } else { None }
+    }
+
+    fn check_remote(&self, models: usize) -> Result<(), SettingsError> {
+        let wrong = |problem: String| Err(SettingsError::Meaning { key: "device.address", problem });
+        match (self.kind, &self.address) {
+            (DeviceKind::Neuron, None) => Ok(()),
+            (DeviceKind::Neuron, Some(_)) => wrong("is of no use unless device.kind is \"remote\"".to_owned()),
+            (DeviceKind::Remote, None) => {
+                wrong("say where the remote device listens: unix:/path or host:port".to_owned())
+            }
+            (DeviceKind::Remote, Some(_)) if models > 1 => {
+                wrong(format!("a remote device holds one model, and {models} are to be served"))
+            }
+            (DeviceKind::Remote, Some(address)) => {
+                address.parse::<DeviceAddress>().map(drop).or_else(|error| wrong(error.to_string()))
+            }
+        }
     }
 }
 
@@ -470,6 +520,11 @@ mod tests {
             ("[limits]\npage_size = 0", "page_size"),
             ("[chip]\nname = \"trn9\"", "trn9"),
             ("[prices]\ntrn2_usd_per_hour = -1.0", "prices.trn2_usd_per_hour"),
+            ("[device]\nkind = \"remote\"", "device.address: say where"),
+            ("[device]\naddress = \"unix:/x\"", "device.address: is of no use"),
+            ("[device]\nkind = \"remote\"\naddress = \"nowhere\"", "write unix:/path or host:port"),
+            ("models = [\"a\", \"b\"]\n[device]\nkind = \"remote\"\naddress = \"unix:/x\"", "holds one model"),
+            ("[device]\nstep_timeout_s = 0", "device.step_timeout_s"),
         ] {
             let error = load(None, none(), Toml::string(toml)).unwrap_err().to_string();
             assert!(error.contains(key), "{toml}: {error}");

@@ -87,6 +87,8 @@ pub enum Mishap {
     LostAtSubmit(u32),
     /// The device is lost while it computes a step; it comes back with so many blocks.
     LostAtCollect(u32),
+    /// The device is lost when a step is handed to it, and stays away for so many more.
+    Away(u32),
     /// A step fails after its slots were changed.
     FaultAtSubmit,
     /// A step fails, and what it wrote is spoiled.
@@ -102,6 +104,8 @@ struct Plan {
     batch_dependent: bool,
     epoch: u64,
     blocks: Option<u32>,
+    /// Steps that are still refused because the device is away.
+    away: u32,
 }
 
 /// The hand that makes a device fail; outlives the devices of a node.
@@ -116,7 +120,9 @@ impl Faults {
 
     /// Nothing more goes wrong.
     pub fn clear(&self) {
-        self.plan().next = None;
+        let mut plan = self.plan();
+        plan.next = None;
+        plan.away = 0;
     }
 
     /// Mishaps that have happened.
@@ -127,6 +133,14 @@ impl Faults {
     /// From now on a sample depends on how many sequences share its step: the defect that exactness forbids.
     pub fn make_batch_dependent(&self) {
         self.plan().batch_dependent = true;
+    }
+
+    /// Whether the device refuses this step because it is away; that is one step less to come.
+    fn is_away(&self) -> bool {
+        let mut plan = self.plan();
+        let is_away = plan.away > 0;
+        plan.away = plan.away.saturating_sub(1);
+        is_away
     }
 
     fn plan(&self) -> MutexGuard<'_, Plan> {
@@ -179,9 +193,18 @@ impl Backend for SimDevice {
     }
 
     fn submit(&mut self, plan: &StepPlan) -> Result<StepTicket, BackendError> {
-        let here = |mishap| matches!(mishap, Mishap::LostAtSubmit(_) | Mishap::OutOfMemory | Mishap::FaultAtSubmit);
+        if self.faults.is_away() {
+            return Err(BackendError::Lost("it is away".to_owned()));
+        }
+        let here = |mishap| {
+            matches!(mishap, Mishap::LostAtSubmit(_) | Mishap::Away(_) | Mishap::OutOfMemory | Mishap::FaultAtSubmit)
+        };
         match self.happen(here) {
             Some(Mishap::LostAtSubmit(blocks)) => Err(self.lose(blocks)),
+            Some(Mishap::Away(steps)) => {
+                self.faults.plan().away = steps;
+                Err(self.lose(self.shape.blocks))
+            }
             Some(Mishap::FaultAtSubmit) => {
                 self.inner.faults().add(0, Call::Submit, BackendError::Fault("the simulation".to_owned()));
                 self.inner.submit(plan)

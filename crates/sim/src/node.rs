@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use holdfast_engine::{Command, Engine, EngineConfig};
+use holdfast_engine::{Command, Engine, EngineConfig, NextPoll};
 use holdfast_journal::{AppendFuture, Journal, JournalError, MemoryJournal, NewEntry};
 use holdfast_types::{Limits, Precision, SessionId, SessionState, TenantId, TimeUs};
 use holdfast_worker::core::{
@@ -340,8 +340,12 @@ impl Node {
             || !self.engine_idle
     }
 
-    /// Moves everything once, in the plainest order. Returns whether anything is left to move.
+    /// Moves everything once, in the plainest order; time passes until a device that is away is tried again. Returns whether anything is
+    /// left to move.
     pub fn turn_over(&mut self) -> bool {
+        if let NextPoll::At(time) = self.engine.next_poll() {
+            self.now = self.now.max(time);
+        }
         self.poll_core();
         while self.serve_read() {}
         self.poll_engine();

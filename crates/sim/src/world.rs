@@ -471,11 +471,12 @@ impl<'a> World<'a> {
         // Sometimes it comes back too small for one full context.
         let floor = if self.rng.u8(..6) == 0 { least / 2 } else { least };
         let blocks = self.rng.u32(floor..=shape.blocks.max(least));
-        let mishap = match self.rng.u8(..5) {
+        let mishap = match self.rng.u8(..6) {
             0 => Mishap::LostAtSubmit(blocks),
             1 => Mishap::LostAtCollect(blocks),
             2 => Mishap::Fault,
             3 => Mishap::FaultAtSubmit,
+            4 => Mishap::Away(self.rng.u32(1..=6)),
             _ => Mishap::OutOfMemory,
         };
         self.unlucky = true;

@@ -10,7 +10,8 @@ use std::io::Write;
 use holdfast_backend_neuron::program::{Buckets, Chip, ChipChoice, ChipModel, ChipSettings, price, stand_in};
 use holdfast_backend_neuron::{NeuronDevice, NeuronError};
 
-use crate::runtime::{neuron_settings, sources};
+use crate::device::neuron_settings;
+use crate::runtime::sources;
 use crate::settings::{ChipName, PriceSettings, Settings};
 use report::{DeviceReport, Report};
 

@@ -82,12 +82,37 @@ impl Home {
 
     /// Starts a runtime; `None` if it has not printed its address within `bound` (it is killed then).
     pub(crate) fn try_start(&self, arguments: &[&str], bound: Duration) -> Option<Runtime> {
+        self.launch(self.serve(arguments), bound)
+    }
+
+    /// Where [`Home::lend`] listens.
+    pub(crate) fn device_address(&self) -> String {
+        format!("unix:{}", self.path().join("device.sock").display())
+    }
+
+    /// Starts a device that is lent at this home's socket.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub(crate) fn lend(&self, arguments: &[&str]) -> Runtime {
+        let mut command = command();
+        command
+            .args(["device", "serve", "--listen", &self.device_address(), "--data-dir"])
+            .arg(self.data())
+            .args(arguments);
+        match self.launch(command, START) {
+            Some(device) => device,
+            None => panic!("the device did not print its address; it said:\n{}", self.said()),
+        }
+    }
+
+    /// Starts a process whose first line ends with its address.
+    fn launch(&self, mut command: Command, bound: Duration) -> Option<Runtime> {
         let log = OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
-        let mut command = self.serve(arguments);
         let mut child = command.stdout(Stdio::piped()).stderr(log.try_clone().unwrap()).spawn().unwrap();
         let first = first_line(&mut child, log);
         let mut runtime = Runtime { child, address: String::new(), log: self.log() };
-        // "holdfast VERSION serves MODELS on HOST:PORT"
+        // "holdfast VERSION serves MODELS on HOST:PORT", "holdfast VERSION lends DEVICE with MODEL on ADDRESS"
         let line = first.recv_timeout(bound).ok()?;
         let address = line.rsplit(' ').next().unwrap_or_default();
         assert!(line.starts_with("holdfast ") && address.contains(':'), "the first line tells the address: {line:?}");

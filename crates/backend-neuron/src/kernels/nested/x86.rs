@@ -264,12 +264,12 @@ unsafe fn some_rows<const R: usize, const HALVES: bool>(
     }
 }
 
-/// The shifts and the products of pairs `first..last` of a block.
+/// The shifts and the products of pairs `first..last` of a block. Without instructions of its own, so that it can be made part of its caller
+/// always: as a call it would hand its registers over through memory.
 ///
 /// # Safety
 /// As for `some_rows`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+#[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "registers by their numbers")]
 unsafe fn dots_of<const R: usize>(
     source: impl Source,
@@ -279,9 +279,9 @@ unsafe fn dots_of<const R: usize>(
     codes: *const i8,
     shifts: *const i32,
 ) -> [[__m512i; WIDE]; R] {
-    let mut sums = [[_mm512_setzero_si512(); WIDE]; R];
     // SAFETY: passed on; codes of a row are 64 bytes, read by fours that need not be aligned.
     unsafe {
+        let mut sums = [[_mm512_setzero_si512(); WIDE]; R];
         for row in 0..R {
             sums[row] = [_mm512_set1_epi32(*shifts.add(row)); WIDE];
         }
@@ -300,8 +300,8 @@ unsafe fn dots_of<const R: usize>(
                 }
             }
         }
+        sums
     }
-    sums
 }
 
 /// # Safety

@@ -1,21 +1,20 @@
-//! What the device knows of its slots, and the check of a plan against it.
+//! What a backend knows of its slots, and the check of a plan against it: the rules of [`StepPlan`] in one place.
 //!
 //! In: step plans, in order of submission. Out: [`Prepared`] steps that need no further check, or a rejection that changes
-//! nothing. Deliberately not here: computing, samples and masks.
+//! nothing. Deliberately not here: computing and samples ([`crate::samples`]).
 //!
 //! Tables are followed at submission and copied into the prepared step, so that a step in flight is not disturbed by the
 //! plans after it. Samplers are made here and installed when the step runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_backend::BackendError;
-use holdfast_backend::sampler::SlotSampler;
 use holdfast_types::{
-    DeviceDescription, KvDestination, OutputRequest, Precision, RowInput, RowOutput, SequenceStep, SlotChange, StepId,
-    StepPlan, TableChange,
+    BlockId, DeviceDescription, KvDestination, OutputRequest, Precision, RowInput, RowOutput, SequenceStep, SlotChange,
+    StepId, StepPlan, TableChange,
 };
 
-use crate::forward::Tables;
+use crate::sampler::SlotSampler;
+use crate::{BackendError, BlockCopy, CopyDirection};
 
 /// A table entry that no row of the step reads or writes.
 const UNUSED: u32 = u32::MAX;
@@ -29,53 +28,77 @@ struct Slot {
     draws: bool,
 }
 
-/// Every slot of the device.
+/// Every slot of a device, as of the last plan that was followed.
+///
+/// A plan is checked, then followed; what a device took back is restored, latest first.
 #[derive(Debug)]
-pub(crate) struct Slots {
+pub struct Slots {
     slots: Vec<Option<Slot>>,
 }
 
 /// A change of the samplers, done when the step runs.
 #[derive(Debug)]
-pub(crate) enum SamplerChange {
+pub enum SamplerChange {
+    /// The slot is taken.
     Open(u32, Box<SlotSampler>),
+    /// The slot is free again.
     Close(u32),
 }
 
+/// A plan that holds and was not followed yet.
+#[derive(Debug)]
+pub struct Checked {
+    step: Prepared,
+    changed: BTreeMap<u32, Option<Slot>>,
+}
+
+/// Slots as they were before a plan was followed.
+#[derive(Debug)]
+pub struct Undo(Vec<(u32, Option<Slot>)>);
+
 /// A step that was checked and waits to run.
 #[derive(Debug)]
-pub(crate) struct Prepared {
-    pub(crate) id: StepId,
-    pub(crate) samplers: Vec<SamplerChange>,
-    /// (group, from, to).
-    pub(crate) copies: Vec<(usize, u32, u32)>,
-    pub(crate) sequences: Vec<PreparedSequence>,
+pub struct Prepared {
+    /// The step.
+    pub id: StepId,
+    /// Done before the rows.
+    pub samplers: Vec<SamplerChange>,
+    /// (group, from, to), done before the rows.
+    pub copies: Vec<(usize, u32, u32)>,
+    /// In the plan's order.
+    pub sequences: Vec<PreparedSequence>,
     /// (group, block) that the step writes.
     written: BTreeSet<(usize, u32)>,
 }
 
 /// The rows of one slot.
 #[derive(Debug)]
-pub(crate) struct PreparedSequence {
-    pub(crate) slot: u32,
-    pub(crate) start: u32,
-    pub(crate) inputs: Vec<RowInput>,
-    pub(crate) outputs: Vec<RowOutput>,
-    pub(crate) scratch: bool,
+pub struct PreparedSequence {
+    /// The slot.
+    pub slot: u32,
+    /// Position of the first row.
+    pub start: u32,
+    /// One per row.
+    pub inputs: Vec<RowInput>,
+    /// What is wanted, in rising order of rows.
+    pub outputs: Vec<RowOutput>,
+    /// Whether the rows' KV goes to scratch.
+    pub scratch: bool,
     /// Of all rows.
-    pub(crate) precision: Precision,
-    /// Up to the last position of the step; with scratch, up to the one before the first.
-    pub(crate) tables: Tables,
+    pub precision: Precision,
+    /// `[group][entry]`, up to the last position of the step; with scratch, up to the one before the first. Entries behind the
+    /// group's window are no block's.
+    pub tables: Vec<Vec<u32>>,
 }
 
 impl Prepared {
     /// Whether the step writes this block.
-    pub(crate) fn writes(&self, group: usize, block: u32) -> bool {
+    pub fn writes(&self, group: usize, block: u32) -> bool {
         self.written.contains(&(group, block))
     }
 
     /// Whether a row or a copy of the step reads this block.
-    pub(crate) fn reads(&self, group: usize, block: u32) -> bool {
+    pub fn reads(&self, group: usize, block: u32) -> bool {
         self.copies.iter().any(|(in_group, from, _)| (*in_group, *from) == (group, block))
             || self.sequences.iter().any(|sequence| sequence.tables[group].contains(&block))
     }
@@ -88,21 +111,43 @@ struct Draft<'a> {
     description: &'a DeviceDescription,
 }
 
-pub(crate) fn rejected<T>(why: impl Into<String>) -> Result<T, BackendError> {
+fn rejected<T>(why: impl Into<String>) -> Result<T, BackendError> {
     Err(BackendError::Rejected(why.into()))
 }
 
 impl Slots {
-    pub(crate) fn new(count: u32) -> Self {
+    /// `count` slots, none of them open.
+    pub fn new(count: u32) -> Self {
         Self { slots: (0..count).map(|_| None).collect() }
     }
 
     /// Checks a plan as a whole and, if it holds, follows its changes.
-    pub(crate) fn prepare(
-        &mut self,
-        plan: &StepPlan,
-        description: &DeviceDescription,
-    ) -> Result<Prepared, BackendError> {
+    ///
+    /// # Errors
+    /// [`BackendError::Rejected`] with the rule that the plan breaks.
+    pub fn prepare(&mut self, plan: &StepPlan, description: &DeviceDescription) -> Result<Prepared, BackendError> {
+        let checked = self.check(plan, description)?;
+        Ok(self.follow(checked).0)
+    }
+
+    /// Follows the changes of a plan that was checked against the slots as they are now.
+    pub fn follow(&mut self, checked: Checked) -> (Prepared, Undo) {
+        let changed = checked.changed.into_iter();
+        let before = changed.map(|(slot, state)| (slot, std::mem::replace(&mut self.slots[slot as usize], state)));
+        let before = before.collect();
+        (checked.step, Undo(before))
+    }
+
+    /// Takes back the plan that was followed last.
+    pub fn restore(&mut self, undo: Undo) {
+        undo.0.into_iter().for_each(|(slot, state)| self.slots[slot as usize] = state);
+    }
+
+    /// Checks a plan as a whole and changes nothing.
+    ///
+    /// # Errors
+    /// [`BackendError::Rejected`] with the rule that the plan breaks.
+    pub fn check(&self, plan: &StepPlan, description: &DeviceDescription) -> Result<Checked, BackendError> {
         let mut draft = Draft { slots: &self.slots, changed: BTreeMap::new(), description };
         let mut samplers = Vec::new();
         for change in &plan.slots {
@@ -126,12 +171,11 @@ impl Slots {
             }
             sequences.push(draft.sequence(sequence, &mut written)?);
         }
-        for (slot, state) in draft.changed {
-            self.slots[slot as usize] = state;
-        }
+        let changed = draft.changed;
         // A copied block may be written by one sequence as well: copies come first.
         written.extend(copied);
-        Ok(Prepared { id: plan.id, samplers, copies, sequences, written })
+        let step = Prepared { id: plan.id, samplers, copies, sequences, written };
+        Ok(Checked { step, changed })
     }
 }
 
@@ -159,8 +203,37 @@ fn copies(plan: &StepPlan, description: &DeviceDescription) -> Result<Copies, Ba
     }
 }
 
+/// Checks a copy against the device and the steps that are open.
+///
+/// # Errors
+/// [`BackendError::Rejected`] for an unknown group or block, a wrong number of bytes, a block that an open step writes, and an import
+/// into a block that one reads.
+pub fn check_copy<'a>(
+    copy: &BlockCopy,
+    description: &DeviceDescription,
+    open: impl IntoIterator<Item = &'a Prepared>,
+) -> Result<(), BackendError> {
+    let blocks = blocks_of(description, copy.group)?;
+    let (group, BlockId(block)) = (usize::from(copy.group), copy.block);
+    if block >= blocks {
+        return rejected(format!("block {block} of group {group}, which has {blocks}"));
+    }
+    let imports = matches!(copy.direction, CopyDirection::Import(_));
+    let mut open = open.into_iter();
+    if let Some(step) = open.find(|step| step.writes(group, block) || (imports && step.reads(group, block))) {
+        return rejected(format!("block {block} of group {group} belongs to open step {}", step.id.0));
+    }
+    let expected = description.kv_groups[group].bytes_per_block;
+    match &copy.direction {
+        CopyDirection::Import(bytes) if bytes.len() as u64 != expected => {
+            rejected(format!("{} bytes for a block of {expected}", bytes.len()))
+        }
+        CopyDirection::Import(_) | CopyDirection::Export => Ok(()),
+    }
+}
+
 /// Blocks in a group's pool.
-pub(crate) fn blocks_of(description: &DeviceDescription, group: u16) -> Result<u32, BackendError> {
+fn blocks_of(description: &DeviceDescription, group: u16) -> Result<u32, BackendError> {
     match description.kv_groups.get(group as usize) {
         Some(kv_group) => Ok(kv_group.blocks),
         None => rejected(format!("KV group {group}, the device has {}", description.kv_groups.len())),
