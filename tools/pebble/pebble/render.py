@@ -10,17 +10,17 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from .dialogue import Dialogue
-from .facts import MARK, UNMARK
+from .facts import MARK
+from .vocabulary import MARKS
 
 ASSISTANT = re.compile(r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", re.DOTALL)
-MARKS = re.compile(f"[{MARK}{UNMARK}]")
 
 WEIGHT_SAID = 1.0
 WEIGHT_VALUE = 3.0
 WEIGHT_DECISION = 6.0
 """Of the first token of an answer: it decides between answer, call and refusal."""
 WEIGHT_OTHER = 0.5
-OTHER_SHARE = 0.1
+OTHER_SHARE = 0.05
 """So many of the tokens that are not Pebble's are learned as well: their features are of use."""
 
 
@@ -41,6 +41,8 @@ class Rendered:
     text: str
     weights: np.ndarray
     """Of each character, 0 where Pebble does not speak."""
+    takes: dict[int, str]
+    """Where an answer begins that takes a tool, listed or not: its name."""
 
 
 class Renderer:
@@ -68,21 +70,27 @@ class Renderer:
     def render(self, dialogue: Dialogue) -> Rendered:
         marked = self.marked_text(dialogue)
         at = np.zeros(len(marked), dtype=np.float32)
-        for match in ASSISTANT.finditer(marked):
+        answers = [message for message in dialogue.messages if message["role"] == "assistant"]
+        takes = {}
+        for match, message in zip(ASSISTANT.finditer(marked), answers, strict=True):
             at[match.start(1) : match.end(1)] = WEIGHT_SAID
             decision = match.start(1) + (marked[match.start(1)] == MARK)
             at[decision] = WEIGHT_DECISION
+            if message["takes"]:
+                takes[decision] = message["takes"]
         keep = np.ones(len(marked), dtype=bool)
         for match in MARKS.finditer(marked):
             keep[match.start()] = False
             if match.group() == MARK:
                 opened = match.start()
             else:
-                at[opened : match.start()] = WEIGHT_VALUE
-        return Rendered(MARKS.sub("", marked), at[keep])
+                # A space before is a token, and says whether there is a value.
+                at[opened - (marked[opened - 1] == " ") : match.start()] = WEIGHT_VALUE
+        moved = keep.cumsum() - 1
+        return Rendered(MARKS.sub("", marked), at[keep], {int(moved[i]): name for i, name in takes.items()})
 
-    def tokens(self, dialogue: Dialogue, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Ids, and the weight of predicting each."""
+    def tokens(self, dialogue: Dialogue, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, the weight of predicting each, and the tool that the answer which begins there takes, else 0."""
         rendered = self.render(dialogue)
         encoding = self.tokenizer.encode(rendered.text, add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.int32)
@@ -90,4 +98,7 @@ class Renderer:
         weights = rendered.weights[np.minimum(starts, len(rendered.weights) - 1)].copy()
         others = (weights == 0) & (rng.random(len(ids)) < OTHER_SHARE)
         weights[others] = WEIGHT_OTHER
-        return ids, weights
+        tools = np.zeros(len(ids), dtype=np.int32)
+        for character, name in rendered.takes.items():
+            tools[np.searchsorted(starts, character)] = self.tokenizer.token_to_id(name)
+        return ids, weights, tools
