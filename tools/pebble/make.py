@@ -54,7 +54,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--autocast", action=argparse.BooleanOptionalAction, help="compute in bf16, by default on a GPU"
     )
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile the layers")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile the layers"
+    )
     parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
     parser.add_argument("--start-at", type=float, default=0.0, help="part of the plan that a resumed run leaves out")
     parser.add_argument("--seed", type=int, default=1)

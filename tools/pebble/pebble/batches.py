@@ -50,8 +50,8 @@ def dialogue_of(rng: random.Random, shape: str, characters: float, held_out: boo
     return dialogue
 
 
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Ids, weights and tools as `Renderer.tokens` tells, [rows, length + 1]."""
+Batch = tuple[np.ndarray, ...]
+"""Ids, weights, tools and sources as `Renderer.tokens` tells, [rows, length + 1]."""
 
 
 def batch(files: Files, request: Request) -> Batch:
@@ -62,13 +62,13 @@ def batch(files: Files, request: Request) -> Batch:
     names, shares = zip(*request.shapes)
     ids = np.full((request.rows, request.length + 1), vocabulary.PAD, dtype=np.int16)
     weights = np.zeros((request.rows, request.length + 1), dtype=np.float16)
-    tools = np.zeros_like(ids)
+    tools, sources = np.zeros_like(ids), np.zeros_like(ids)
     for row in range(request.rows):
         shape = rng.choices(names, shares)[0]
         found = renderer.tokens(dialogue_of(rng, shape, request.length * CHARACTERS_PER_TOKEN), noise)
-        for into, values in zip((ids, weights, tools), found):
+        for into, values in zip((ids, weights, tools, sources), found):
             into[row, : len(values)] = values[: request.length + 1]
-    return ids, weights, tools
+    return ids, weights, tools, sources
 
 
 class Source:

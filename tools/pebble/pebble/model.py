@@ -38,8 +38,10 @@ class Config:
             "torch_dtype": "bfloat16",
         }
 
-WEIGHT_TOOL = 0.3
-"""Of the losses of naming a tool, and of looking at it."""
+WEIGHT_HALFWAY = 0.3
+"""Of the losses of what is learned behind half of the layers."""
+TOOL_HEAD, VALUE_HEAD = 0, 5
+"""The heads that learn where to look."""
 
 
 def rotary(config: Config, length: int, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,13 +78,14 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))
 
-    def first_head(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rows: torch.Tensor, at: torch.Tensor
+    def looks(
+        self, head: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rows: torch.Tensor, at: torch.Tensor
     ) -> torch.Tensor:
-        """Where the first head looks from positions `at` of `rows`: logits [positions, length]."""
+        """Where a head looks from positions `at` of `rows`: logits [positions, length]."""
         d = self.c.head_dim
-        q = rotate(F.linear(x[rows, at], self.q_proj.weight[:d]), cos[at], sin[at])
-        k = rotate(F.linear(x, self.k_proj.weight[:d]), cos, sin)
+        of = head * self.c.num_key_value_heads // self.c.num_attention_heads
+        q = rotate(F.linear(x[rows, at], self.q_proj.weight[head * d : (head + 1) * d]), cos[at], sin[at])
+        k = rotate(F.linear(x, self.k_proj.weight[of * d : (of + 1) * d]), cos, sin)
         later = torch.arange(x.shape[1], device=x.device) > at[:, None]
         return (torch.einsum("nd,ntd->nt", q, k[rows]) * d**-0.5).masked_fill(later, -torch.inf)
 
@@ -165,14 +168,14 @@ class Pebble(nn.Module):
         return F.linear(hidden, self.model.embed_tokens.weight)
 
     def loss(
-        self, ids: torch.Tensor, weights: torch.Tensor, tools: torch.Tensor
+        self, ids: torch.Tensor, weights: torch.Tensor, tools: torch.Tensor, sources: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted mean of the cross entropies, and the share of the decisions, of the values' tokens, of the tools'
-        names and of the looks at them that are right. Only positions of weight are projected. `ids`, `weights` and `tools` are [rows, length + 1].
+        """Weighted mean of the cross entropies, and the shares that are right of decisions, values' tokens, tools'
+        names, looks at tools and looks at values. Only positions of weight are projected. All are [rows, length + 1].
 
-        Where an answer begins that takes a tool, two things help to tell whether the tool is listed: its name is
-        learned from half of the layers, and the first head behind them learns to look where that name is written, or
-        at the first token if it is nowhere."""
+        Three things are learned behind half of the layers as well, so that the others find them there. Where an answer
+        begins that takes a tool: the tool's name; and one head looks where that name is written. Where a value begins:
+        one head looks where it was last. Both look at the first token if there is nothing to be found."""
         targets, weights = ids[:, 1:].flatten(), weights[:, 1:].flatten()
         at = weights.nonzero().squeeze(1)
         halfway: list[torch.Tensor] = []
@@ -182,23 +185,23 @@ class Pebble(nn.Module):
         right = (logits.detach().argmax(-1) == targets).float()
         shares = [right[weights == of].mean() for of in (WEIGHT_DECISION, WEIGHT_VALUE)]
         loss = (losses * weights).sum() / weights.sum()
-        naming, looking = self.tool_losses(ids[:, :-1], tools[:, 1:], halfway[0])
-        return loss + WEIGHT_TOOL * (naming[0] + looking[0]), torch.stack([*shares, naming[1], looking[1]])
+        halfway_losses, halfway_shares = self.halfway(ids[:, :-1], tools[:, 1:], sources[:, 1:], halfway[0])
+        return loss + WEIGHT_HALFWAY * sum(halfway_losses), torch.stack([*shares, *halfway_shares])
 
-    def tool_losses(self, ids: torch.Tensor, tools: torch.Tensor, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Mean loss and share that is right of naming the tool, and of looking at it."""
+    def halfway(
+        self, ids: torch.Tensor, tools: torch.Tensor, sources: torch.Tensor, x: torch.Tensor
+    ) -> tuple[list, list]:
+        """Mean losses and shares that are right of what is learned from `x`, the states behind half of the layers."""
+        layer = self.model.layers[self.config.num_hidden_layers // 2]
+        rotation = rotary(self.config, ids.shape[1], ids.device)
+        normed = layer.input_layernorm(x)
         rows, at = tools.nonzero(as_tuple=True)
         names = tools[rows, at].long()
-        named = self.logits(self.model.norm(x[rows, at])).float()
-        layer = self.model.layers[self.config.num_hidden_layers // 2]
-        cos, sin = rotary(self.config, ids.shape[1], ids.device)
-        looks = layer.self_attn.first_head(layer.input_layernorm(x), cos, sin, rows, at).float()
+        looks = layer.self_attn.looks(TOOL_HEAD, normed, *rotation, rows, at)
         written = (ids[rows] == names[:, None]) & (looks > -torch.inf)
-        pairs = (named, names), (looks, written.int().argmax(-1))
-        return [
-            (
-                F.cross_entropy(found, right, reduction="sum") / max(1, len(rows)),
-                (found.argmax(-1) == right).float().mean(),
-            )
-            for found, right in pairs
-        ]
+        named = self.logits(self.model.norm(x[rows, at]))
+        pairs = [(named, names), (looks, written.int().argmax(-1))]
+        rows, at = sources.nonzero(as_tuple=True)
+        pairs.append((layer.self_attn.looks(VALUE_HEAD, normed, *rotation, rows, at), sources[rows, at].long() - 1))
+        losses = [F.cross_entropy(found, to, reduction="sum") / max(1, len(to)) for found, to in pairs]
+        return losses, [(found.argmax(-1) == to).float().mean() for found, to in pairs]

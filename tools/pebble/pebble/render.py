@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from .dialogue import Dialogue
-from .facts import MARK
+from .facts import MARK, UNKNOWN, UNMARK, UNTOLD, UNTOLD_LIKING, UNTOLD_PLACE
 from .vocabulary import MARKS
 
 ASSISTANT = re.compile(r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", re.DOTALL)
@@ -36,6 +36,18 @@ def template(path: Path) -> jinja2.Template:
     return env.from_string(path.read_text())
 
 
+REFUSING = {MARKS.sub("", said[: said.index(UNMARK)]) for said in (UNTOLD, UNTOLD_PLACE, UNTOLD_LIKING, UNKNOWN)}
+"""What is said in place of a value's first word."""
+
+
+def last_before(text: str, value: str, end: int) -> int:
+    """Where a value stands for the last time before `end`, as whole words; negative if nowhere."""
+    at = text.rfind(value, 0, end)
+    while at >= 0 and (text[at - 1 : at].isalnum() or text[at + len(value)].isalnum()):
+        at = text.rfind(value, 0, at + len(value) - 1)
+    return at
+
+
 @dataclass
 class Rendered:
     text: str
@@ -43,6 +55,8 @@ class Rendered:
     """Of each character, 0 where Pebble does not speak."""
     takes: dict[int, str]
     """Where an answer begins that takes a tool, listed or not: its name."""
+    sources: dict[int, int]
+    """Where a value begins, or what is said in its place: where it was last, or 0 if it was never told."""
 
 
 class Renderer:
@@ -79,18 +93,32 @@ class Renderer:
             if message["takes"]:
                 takes[decision] = message["takes"]
         keep = np.ones(len(marked), dtype=bool)
+        sources = {}
         for match in MARKS.finditer(marked):
             keep[match.start()] = False
             if match.group() == MARK:
                 opened = match.start()
             else:
                 # A space before is a token, and says whether there is a value.
-                at[opened - (marked[opened - 1] == " ") : match.start()] = WEIGHT_VALUE
+                begins = opened - (marked[opened - 1] == " ")
+                at[begins : match.start()] = WEIGHT_VALUE
+                value = marked[opened + 1 : match.start()]
+                first = begins + (begins == opened)
+                if value in REFUSING:
+                    sources[first] = 0
+                elif (source := last_before(marked, value, begins)) > 0:
+                    sources[first] = source
         moved = keep.cumsum() - 1
-        return Rendered(MARKS.sub("", marked), at[keep], {int(moved[i]): name for i, name in takes.items()})
+        return Rendered(
+            MARKS.sub("", marked),
+            at[keep],
+            {int(moved[i]): name for i, name in takes.items()},
+            {int(moved[i]): int(moved[source]) for i, source in sources.items()},
+        )
 
-    def tokens(self, dialogue: Dialogue, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids, the weight of predicting each, and the tool that the answer which begins there takes, else 0."""
+    def tokens(self, dialogue: Dialogue, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Ids; the weight of predicting each; the tool that the answer which begins there takes, else 0; and one more
+        than where the value that begins there was last, else 0."""
         rendered = self.render(dialogue)
         encoding = self.tokenizer.encode(rendered.text, add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.int32)
@@ -101,4 +129,10 @@ class Renderer:
         tools = np.zeros(len(ids), dtype=np.int32)
         for character, name in rendered.takes.items():
             tools[np.searchsorted(starts, character)] = self.tokenizer.token_to_id(name)
-        return ids, weights, tools
+        sources = np.zeros(len(ids), dtype=np.int32)
+        for character, source in rendered.sources.items():
+            at = int(np.searchsorted(starts, character, "right")) - 1
+            # A space before the value looks where the value looks.
+            alone = rendered.text[character] == " " and starts[at + 1] == character + 1
+            sources[at : at + 1 + alone] = np.searchsorted(starts, source, "right")
+        return ids, weights, tools, sources

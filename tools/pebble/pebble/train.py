@@ -47,6 +47,7 @@ WARM_UP_STEPS = 30
 DECAY_FROM = 0.55
 RENDEZVOUS = "rendezvous"
 """Where processes find each other."""
+RIGHT = ("decisions", "values", "tools", "looks_at_tools", "looks_at_values")
 REPORT_EVERY_S = 15
 CHECKPOINT_EVERY_S = 120
 
@@ -153,23 +154,23 @@ class Training:
         return progress
 
     def _step(self, progress: float) -> torch.Tensor:
-        """One step; the loss, and what was right of decisions, values, tools and looks."""
+        """One step; the loss, and what was right."""
         plan, now = self.plan, stage(self.plan.preset.stages, progress)
         length = self.rng.choices(list(now.lengths), list(now.lengths.values()))[0]
         quantised = self.rng.random() < now.quantised
         rows = max(1, plan.preset.tokens_per_step // plan.processes // length)
         seed = (plan.seed * 1_000_003 + self.state["steps"]) * 64 + self.rank
-        ids, weights, tools = self.source.get(Request(rows, length, tuple(now.shapes.items()), seed))
+        ids, weights, *targets = self.source.get(Request(rows, length, tuple(now.shapes.items()), seed))
         self.state["tokens"] += weights[:, 1:].size * plan.processes
         self.state["steps"] += 1
         ids = torch.from_numpy(ids).to(plan.device, non_blocking=True).int()
         weights = torch.from_numpy(weights).to(plan.device, non_blocking=True).float()
-        tools = torch.from_numpy(tools).to(plan.device, non_blocking=True).int()
+        targets = [torch.from_numpy(of).to(plan.device, non_blocking=True).int() for of in targets]
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=False)
         with simulated(self.model) if quantised else nullcontext():
             with self.cast:
-                loss, right = self.model.loss(ids, weights, tools)
+                loss, right = self.model.loss(ids, weights, *targets)
             loss.backward()
         if plan.processes > 1:
             self._average()
@@ -193,17 +194,14 @@ class Training:
             g.copy_(mean.view_as(g))
 
     def _report(self, progress: float, recent: list[torch.Tensor]) -> None:
-        loss, decided, values, tools, looks = torch.stack(recent).nanmean(0).tolist()
+        loss, *right = torch.stack(recent).nanmean(0).tolist()
         tokens = self.state["tokens"]
         line = {
             "progress": round(progress, 4),
             "steps": self.state["steps"],
             "tokens": tokens,
             "loss": round(loss, 4),
-            "decided_right": round(decided, 4),
-            "values_right": round(values, 4),
-            "tools_right": round(tools, 4),
-            "looks_right": round(looks, 4),
+            "right": dict(zip(RIGHT, (round(share, 3) for share in right))),
             "tokens_per_s": round((tokens - self.before["tokens"]) / (time.monotonic() - self.started)),
             "rate": round(self._rate(progress), 3),
         }

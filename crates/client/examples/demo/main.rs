@@ -34,7 +34,7 @@ const SCRIPT: &[&str] = &[
 ];
 
 /// The turn that the runtime does not survive: its end-of-turn token is biased away, so that it is long enough to be hit.
-const LONG_TURN: &str = "What is the gate code?";
+const LONG_TURN: &str = "What can you do?";
 const LONG_TURN_TOKENS: u32 = 160;
 /// Id of Pebble's end-of-turn token.
 const END_TOKEN: u32 = 0;
