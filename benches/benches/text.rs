@@ -3,7 +3,7 @@
 //! `cargo bench -p holdfast-benches --bench text`; figures are bytes or tokens per second. Its limit: all of it runs on one core
 //! beside the device, so it has to be far from a turn's time: encoding and rendering once per turn and only of what is new (the
 //! figure of one item must not grow with the conversation), decoding and events once per sampled token and session. Pebble's
-//! vocabulary has 1,280 tokens, so its tokens are shorter and its merges fewer than a large model's. Deliberately not here: gRPC
+//! vocabulary has 1,536 tokens, so its tokens are shorter and its merges fewer than a large model's. Deliberately not here: gRPC
 //! and its transport, which the scenarios measure.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 

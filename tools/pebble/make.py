@@ -54,11 +54,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--autocast", action=argparse.BooleanOptionalAction, help="compute in bf16, by default on a GPU"
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile the forward pass")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile the layers"
+    )
     parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
     parser.add_argument("--start-at", type=float, default=0.0, help="part of the plan that a resumed run leaves out")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--vocabulary", type=int, default=1280, help="tokens of the tokenizer")
+    parser.add_argument("--vocabulary", type=int, default=1536, help="tokens of the tokenizer")
     parser.add_argument("--samples", type=int, default=50, help="dialogues per skill and distance")
     parser.add_argument("--bits", type=int, choices=(4, 8, 16), default=16, help="evaluate on a quantised path")
     return parser.parse_args()
@@ -67,15 +69,14 @@ def arguments() -> argparse.Namespace:
 def make_tokenizer(args: argparse.Namespace) -> None:
     from pebble import vocabulary
     from pebble.batches import dialogue_of
-    from pebble.render import MARKS, Renderer
+    from pebble.render import Renderer
 
     renderer = Renderer(PRODUCT / "chat_template.jinja")
     rng = random.Random(args.seed)
     shapes = ("mix", "chat", "tools", "book", "facts")
-    texts = (
-        MARKS.sub("", renderer.marked_text(dialogue_of(rng, shapes[i % len(shapes)], 1000)))
-        for i in range(CORPUS_DIALOGUES)
-    )
+    texts = [
+        renderer.marked_text(dialogue_of(rng, shapes[i % len(shapes)], 1000)) for i in range(CORPUS_DIALOGUES)
+    ]
     args.out.mkdir(parents=True, exist_ok=True)
     vocabulary.train(texts, args.vocabulary).save(str(args.out / "tokenizer.json"))
 

@@ -15,11 +15,13 @@ const HELP: &str = "/items shows the log, /tools how to answer calls, /quit or C
 
 const PEBBLE: &str = "models/pebble";
 /// What a new session with Pebble is about when the person says nothing else: something of each kind that it was trained for.
-const PEBBLE_INSTRUCTIONS: &str = "You are Pebble, the assistant of Stone Cafe.";
-const PEBBLE_HINT: &str = r#"Pebble is a 1.8-million-parameter model that shows the runtime, not intelligence. Try, one after the other:
+const PEBBLE_INSTRUCTIONS: &str =
+    "You are Pebble, the assistant of Stone Cafe. Handbook: The cancellation fee is 15 euros.";
+const PEBBLE_HINT: &str = r#"Pebble is a 1.9-million-parameter model that shows the runtime, not intelligence. Try, one after the other:
   my name is Ada | what is my name?
   My locker code is 4471. | Actually, my locker code is 5512. | What is my locker code?
   Where is order 7731? (you are the tool: answer {"status":"delayed","eta":"Tuesday"}) | Book a table for 4 people at 19:30.
+  What is the cancellation fee? (its handbook has that)
 Bring a real model with --model /path/to/a/folder (config.json, *.safetensors, tokenizer.json)."#;
 
 /// Runs the chat until the input ends.

@@ -145,7 +145,7 @@ fn conversation(grpcurl: &Grpcurl) {
     let cancelled = grpcurl.one("CancelTurn", &json!({"name": waits[0]["turn"]}));
     assert_eq!(cancelled["state"], "TURN_STATE_CANCELLED");
 
-    let schema = r#"{"type":"object","properties":{"code":{"type":"integer"}},"required":["code"],"additionalProperties":false}"#;
+    let schema = r#"{"type":"object","properties":{"code":{"type":"integer","minimum":0,"maximum":9999}},"required":["code"],"additionalProperties":false}"#;
     let options =
         json!({"constraint": {"jsonSchema": schema}, "toolChoice": {"none": {}}, "sampling": {"maxOutputTokens": 100}});
     let asked = json!({"session": name, "input": [user("What is my locker code?")], "options": options});

@@ -86,13 +86,13 @@ impl<'a> Talk<'a> {
 #[test]
 fn it_is_what_its_card_says() {
     let model = pebble();
-    assert_eq!(model.parameters(), 1_820_352);
+    assert_eq!(model.parameters(), 1_869_504);
     let config = model.config();
     assert_eq!(
         (config.layers.len(), config.hidden, config.heads, config.kv_heads, config.head_dim),
         (4, 192, 6, 2, 32)
     );
-    assert_eq!((model.text().vocab_size(), model.text().context_limit()), (1280, 2048));
+    assert_eq!((model.text().vocab_size(), model.text().context_limit()), (1536, 2048));
     assert_eq!(model.text().stop_tokens(), [0]);
     assert_eq!(model.text().generation_defaults().temperature, Some(0.0));
     assert!(model.text().is_special(0) && model.text().token_bytes(0).is_empty());
@@ -180,10 +180,10 @@ fn an_early_end_is_closed_as_the_template_would() {
 fn logits_need_tokens_of_the_vocabulary() {
     let reference = Reference::new(pebble()).unwrap();
     assert!(reference.logits(&[]).is_err());
-    assert!(reference.logits(&[1280]).is_err());
+    assert!(reference.logits(&[1536]).is_err());
     assert!(reference.logits(&[0; 2049]).is_err());
     let logits = reference.logits(&[3, 4]).unwrap();
-    assert_eq!((logits.len(), logits[0].len()), (2, 1280));
+    assert_eq!((logits.len(), logits[0].len()), (2, 1536));
 }
 
 #[test]

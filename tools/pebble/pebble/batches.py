@@ -50,8 +50,11 @@ def dialogue_of(rng: random.Random, shape: str, characters: float, held_out: boo
     return dialogue
 
 
-def batch(files: Files, request: Request) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and weights, [rows, length + 1]."""
+Batch = tuple[np.ndarray, ...]
+"""Ids, weights, tools and sources as `Renderer.tokens` tells, [rows, length + 1]."""
+
+
+def batch(files: Files, request: Request) -> Batch:
     if files not in _renderers:
         _renderers[files] = Renderer(files.template, vocabulary.load(files.tokenizer))
     renderer, rng = _renderers[files], random.Random(request.seed)
@@ -59,12 +62,13 @@ def batch(files: Files, request: Request) -> tuple[np.ndarray, np.ndarray]:
     names, shares = zip(*request.shapes)
     ids = np.full((request.rows, request.length + 1), vocabulary.PAD, dtype=np.int16)
     weights = np.zeros((request.rows, request.length + 1), dtype=np.float16)
+    tools, sources = np.zeros_like(ids), np.zeros_like(ids)
     for row in range(request.rows):
         shape = rng.choices(names, shares)[0]
-        tokens, of = renderer.tokens(dialogue_of(rng, shape, request.length * CHARACTERS_PER_TOKEN), noise)
-        n = min(len(tokens), request.length + 1)
-        ids[row, :n], weights[row, :n] = tokens[:n], of[:n]
-    return ids, weights
+        found = renderer.tokens(dialogue_of(rng, shape, request.length * CHARACTERS_PER_TOKEN), noise)
+        for into, values in zip((ids, weights, tools, sources), found):
+            into[row, : len(values)] = values[: request.length + 1]
+    return ids, weights, tools, sources
 
 
 class Source:
@@ -76,7 +80,7 @@ class Source:
         self.pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers else None
         self.pending: deque = deque()
 
-    def get(self, request: Request) -> tuple[np.ndarray, np.ndarray]:
+    def get(self, request: Request) -> Batch:
         """What was asked some requests ago, once as many are under way as the workers need."""
         if self.pool is None:
             return batch(self.files, request)

@@ -9,7 +9,7 @@ BOOK = Shape(
     {"policy_asked": 4, "policy_missing": 4, "tell": 1, "recall": 1}, policies=(1, 6), no_tools=0.9, no_policies=0.0
 )
 TOOLS = Shape(
-    {"tool_turn": 8, "two_steps": 1.2, "argument_told": 0.8, "remembered": 0.8},
+    {"tool_turn": 6, "two_steps": 1.5, "argument_told": 0.7, "remembered": 1.5},
     tools=(1, 3),
     no_tools=0.05,
     no_policies=0.9,
@@ -62,11 +62,11 @@ class Stage:
 
 
 CPU = [
-    Stage(0.15, {96: 1.0}, {"facts": 1.0}),
-    Stage(0.30, {160: 1.0}, {"facts": 2, "book": 3, "tools": 4, "chat": 2}),
-    Stage(0.80, {128: 0.5, 256: 0.5}, {"facts": 2, "book": 3, "tools": 4, "mix": 1, "chat": 1}),
-    Stage(0.93, {256: 0.25, 512: 0.55, 1024: 0.2}, {"facts": 1, "book": 2, "tools": 3, "mix": 5, "chat": 1.5}),
-    Stage(1.0, {256: 0.25, 512: 0.55, 1024: 0.2}, {"facts": 1, "book": 2, "tools": 3, "mix": 5, "chat": 1.5}, 0.3),
+    Stage(0.10, {96: 1.0}, {"facts": 1.0}),
+    Stage(0.25, {160: 1.0}, {"facts": 2, "book": 2, "tools": 4, "chat": 1.5}),
+    Stage(0.60, {256: 0.6, 512: 0.4}, {"facts": 1, "book": 1.5, "tools": 5, "mix": 3, "chat": 1}),
+    Stage(0.80, {256: 0.4, 512: 0.5, 1024: 0.1}, {"facts": 3, "book": 2.5, "tools": 1, "mix": 4, "chat": 0.5}),
+    Stage(1.0, {256: 0.4, 512: 0.4, 1024: 0.2}, {"facts": 3, "book": 2.5, "tools": 1, "mix": 4, "chat": 0.5}, 0.5),
 ]
 GPU = [
     Stage(0.03, {128: 1.0}, {"facts": 1.0}),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from . import smalltalk
 from .facts import (
     MARK,
+    UNKNOWN,
     UNMARK,
     VERBS,
     Subject,
@@ -28,6 +29,9 @@ from .facts import (
 )
 from .lexicon import Values
 from .toolbox import BY_NAME, ERRORS, FIRST_STEPS, NO_TOOL, SECOND_STEPS, TOOLS, Remembered, Tool, as_json
+
+
+REMEMBERING = [tool for tool in TOOLS if tool.remembered]
 
 
 @dataclass
@@ -64,18 +68,24 @@ class Dialogue:
         rng, shape = self.rng, self.shape
         if rng.random() >= shape.no_tools:
             self.tools = rng.sample(TOOLS, rng.randint(max(1, shape.tools[0]), max(1, shape.tools[1])))
-            if rng.random() < 0.35 and shape.tools[1] > 1:
-                first, second = self._steps()
-                self.tools = list(
-                    {t.name: t for t in [*self.tools[: max(0, shape.tools[1] - 2)], first[0], second[0]]}.values()
-                )
-                rng.shuffle(self.tools)
+            some = rng.random()
+            if some < 0.35 and shape.tools[1] > 1:
+                (first, _), (second, _) = self._steps()
+                self._list(first, second)
+            elif some < 0.7:
+                self._list(rng.choice(REMEMBERING))
         if rng.random() >= shape.no_policies:
             for _ in range(rng.randint(max(1, shape.policies[0]), max(1, shape.policies[1]))):
                 subject = policy(self.values)
                 if subject.key not in [k.subject.key for k in self.handbook]:
                     self.handbook.append(Known(subject, draw_value(subject.kind, self.values)))
         self.system = self._system()
+
+    def _list(self, *tools: Tool) -> None:
+        """Lists these, and of the others as many as there is room for."""
+        others = [t for t in self.tools if t not in tools]
+        self.tools = [*others[: max(0, self.shape.tools[1] - len(tools))], *tools]
+        self.rng.shuffle(self.tools)
 
     def _system(self) -> str:
         rng = self.rng
@@ -101,8 +111,9 @@ class Dialogue:
 
     # What the two say.
 
-    def say(self, role: str, content: str) -> None:
-        self.messages.append({"role": role, "content": content})
+    def say(self, role: str, content: str, tool: Tool | None = None) -> None:
+        """`tool` is the one that it would take."""
+        self.messages.append({"role": role, "content": content, "takes": tool and tool.name})
 
     def user(self, text: str, keep: tuple[str, ...] = ()) -> None:
         """As people type: without the full stop, in lower case. What is in `keep` is copied, and stays as it is."""
@@ -115,14 +126,17 @@ class Dialogue:
             text = text.lower()
             for i, value in enumerate(keep):
                 text = text.replace(chr(0xE100 + i), value)
-        elif 0.40 < style < 0.43 and not keep:
-            text = text.upper()
         self.say("user", text)
 
     def call(self, tool: Tool, arguments: dict[str, str]) -> None:
         function = {"name": tool.name, "arguments": {key: marked(value) for key, value in arguments.items()}}
         self.messages.append(
-            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"type": "function", "function": function}],
+                "takes": tool.name,
+            }
         )
 
     # Facts.
@@ -266,7 +280,7 @@ class Dialogue:
         if rng.random() < 0.08 if fails is None else fails:
             error = rng.choice(ERRORS)
             self.say("tool", rng.choice(("Error: ", "")) + as_json({"error": error}, rng))
-            self.say("assistant", f"That did not work: {marked(error)}.")
+            self.say("assistant", f"That did not work: {error}.")
             return {}
         result = self.result(tool)
         self.say("assistant", self._fill(tool.answer, arguments | result, True))
@@ -285,26 +299,27 @@ class Dialogue:
         arguments = self.draw_arguments(tool)
         self.user(self._fill(self.rng.choice(tool.asks), arguments, False), tuple(arguments.values()))
         if not self._listed(tool):
-            self.say("assistant", NO_TOOL)
+            self.say("assistant", NO_TOOL, tool)
             return
         self.call(tool, arguments)
         self.answer(tool, arguments)
 
-    def remembered(self, tool: Tool | None = None, told_before: bool | None = None) -> None:
+    def remembered(self, tool: Tool | None = None) -> None:
         """A question for a tool whose argument was told before, or is asked for."""
-        able = [t for t in TOOLS if t.remembered]
         if tool is None:
-            listed = [t for t in able if self._listed(t)]
-            tool = self.rng.choice(listed) if listed and self.rng.random() < 0.8 else self.rng.choice(able)
+            listed = [t for t in REMEMBERING if self._listed(t)]
+            tool = self.rng.choice(listed) if listed and self.rng.random() < 0.85 else self.rng.choice(REMEMBERING)
         about: Remembered = tool.remembered
         ((argument, make),) = tool.arguments.items()
         known = self._find(about.key)
+        if known is None and self._listed(tool) and self.rng.random() < 0.6:
+            known = self.tell_argument(tool)
         self.user(self.rng.choice(about.asks))
         if not self._listed(tool):
-            self.say("assistant", NO_TOOL)
+            self.say("assistant", NO_TOOL, tool)
             return
         if known is None:
-            self.say("assistant", about.question)
+            self.say("assistant", about.question, tool)
             value = make(self.values)
             form = self.rng.choice(
                 about.forms or ["{v}", "{v}", "It is {v}.", "My " + about.key + " is {v}.", "It's {v}"]
@@ -342,13 +357,13 @@ class Dialogue:
         second, form = rng.choice(SECOND_STEPS[kind])
         return (BY_NAME[first], phrase), (BY_NAME[second], form)
 
-    def two_steps(self, able: bool | None = None) -> None:
+    def two_steps(self) -> None:
         """A question that needs two tools, one after the other."""
         pairs = []
         for _ in range(60):
             steps = self._steps()
             listed = self._listed(steps[0][0]) and self._listed(steps[1][0])
-            if listed or (able is None and self.rng.random() < 0.01):
+            if listed or self.rng.random() < 0.01:
                 pairs.append(steps)
                 break
         if not pairs:
@@ -358,7 +373,7 @@ class Dialogue:
         said = form.replace("{x}", self._fill(phrase, arguments, False))
         self.user(said, tuple(arguments.values()))
         if not (self._listed(first) and self._listed(second)):
-            self.say("assistant", NO_TOOL)
+            self.say("assistant", NO_TOOL, first)
             return
         self.call(first, arguments)
         found = self.result(first)
@@ -372,8 +387,8 @@ class Dialogue:
     def small_talk(self) -> None:
         said, answer = smalltalk.draw(self.rng)
         keep = ()
-        if answer.startswith("Sorry, I have no information about "):
-            keep = (answer[len("Sorry, I have no information about ") : -1],)
+        if answer.endswith(f" is {UNKNOWN}."):
+            keep = (answer[3 : -len(f" is {UNKNOWN}.")],)
         self.user(said, keep)
         self.say("assistant", answer)
 

@@ -16,8 +16,9 @@ import torch
 from . import card, vocabulary
 from .probes import SKILLS
 from .quantize import simulated
-from .render import ASSISTANT, MARKS, Renderer
+from .render import ASSISTANT, Renderer
 from .train import PRESETS, load
+from .vocabulary import MARKS
 
 DISTANCES = (0, 2, 5, 10, 20)
 TOKENS_PER_BATCH = 12_000

@@ -13,8 +13,17 @@ UNMARK = "\ue001"
 """Closes it."""
 
 
+
 def marked(value: str) -> str:
     return f"{MARK}{value}{UNMARK}"
+
+
+UNTOLD = f"{marked('not')} something you have told me"
+"""In place of a value: a refusal begins as the answer would, so that what decides between them is whether the search
+for the value finds one."""
+UNTOLD_PLACE = f"{marked('a')} place that you have not told me"
+UNTOLD_LIKING = f"{marked('something')} that you have not told me"
+UNKNOWN = f"{marked('not')} something I know"
 
 
 @dataclass
@@ -179,12 +188,12 @@ ASKS = [
 
 def mine(noun: str, kind: str) -> Subject:
     """`my noun`, which Pebble calls `your noun`."""
-    return Subject(noun, kind, f"my {noun}", f"your {noun}", unknown=f"You have not told me your {noun} yet.")
+    return Subject(noun, kind, f"my {noun}", f"your {noun}", unknown=f"Your {noun} is {UNTOLD}.")
 
 
 def ours(phrase: str, kind: str) -> Subject:
     """`the noun`, or `Anna's noun`: both call it the same."""
-    return Subject(phrase, kind, phrase, phrase, unknown=f"Sorry, I have no information about {phrase}.")
+    return Subject(phrase, kind, phrase, phrase, unknown=f"{phrase[0].upper()}{phrase[1:]} is {UNKNOWN}.")
 
 
 def policy(values: Values) -> Subject:
@@ -261,22 +270,24 @@ def own_name() -> Subject:
             "Tell me my name.",
         ],
         said="Your name is {v}.",
-        unknown="You have not told me your name yet.",
+        unknown=f"Your name is {UNTOLD}.",
         greets="Nice to meet you, {v}.",
     )
 
 
-def plain(key: str, kind: str, verb: str, said: str, tells: list[str], updates: list[str], asks: list[str]) -> Subject:
-    """A fact with a verb of its own."""
-    return Subject(key, kind, "", "", tells, updates, asks, said, f"You have not told me {verb} yet.")
+def plain(
+    key: str, kind: str, said: str, instead: str, tells: list[str], updates: list[str], asks: list[str]
+) -> Subject:
+    """A fact with a verb of its own. `instead` stands for the value that was not told."""
+    return Subject(key, kind, "", "", tells, updates, asks, said, said.replace("{v}", instead))
 
 
 VERBS = [
     plain(
         "live",
         "city",
-        "where you live",
         "You live in {v}.",
+        UNTOLD_PLACE,
         [
             "I live in {v}.",
             "I live in {v}.",
@@ -307,8 +318,8 @@ VERBS = [
     plain(
         "work",
         "organisation",
-        "where you work",
         "You work at {v}.",
+        UNTOLD_PLACE,
         ["I work at {v}.", "I work for {v}.", "I am working at {v}.", "My employer is {v}.", "I have a job at {v}."],
         ["I work at {v} now.", "I now work at {v}.", "I changed jobs, I work at {v}.", "Actually, I work at {v}."],
         [
@@ -322,8 +333,8 @@ VERBS = [
     plain(
         "from",
         "city",
-        "where you are from",
         "You are from {v}.",
+        UNTOLD_PLACE,
         ["I am from {v}.", "I'm from {v}.", "I come from {v}.", "I was born in {v}.", "I grew up in {v}."],
         ["Actually, I am from {v}.", "No, I am from {v}.", "Sorry, I am from {v}."],
         [
@@ -337,8 +348,8 @@ VERBS = [
     plain(
         "age",
         "small",
-        "how old you are",
-        "You are {v} years old.",
+        "Your age is {v}.",
+        UNTOLD,
         ["I am {v} years old.", "I'm {v} years old.", "I am {v}.", "My age is {v}.", "I just turned {v}."],
         ["I am {v} years old now.", "I turned {v} today.", "Actually, I am {v} years old."],
         ["How old am I?", "What is my age?", "Do you know how old I am?", "Do you remember my age?", "What's my age?"],
@@ -346,8 +357,8 @@ VERBS = [
     plain(
         "birthday",
         "date",
-        "when your birthday is",
-        "Your birthday is on {v}.",
+        "Your birthday is {v}.",
+        UNTOLD,
         ["My birthday is {v}.", "My birthday is on {v}.", "I was born on {v}.", "Remember that my birthday is on {v}."],
         ["Actually, my birthday is on {v}.", "No, my birthday is on {v}.", "Sorry, my birthday is {v}."],
         [
@@ -362,8 +373,8 @@ VERBS = [
     plain(
         "likes",
         "liking",
-        "what you like",
         "You like {v}.",
+        UNTOLD_LIKING,
         ["I like {v}.", "I love {v}.", "I really like {v}.", "I like {v} a lot.", "I am a fan of {v}.", "I enjoy {v}."],
         ["Actually, I like {v} now.", "I changed my mind, I like {v}.", "Now I like {v}."],
         [
@@ -381,8 +392,8 @@ def event(noun: str) -> Subject:
     return plain(
         f"{noun} time",
         "when",
-        f"when your {noun} is",
         f"Your {noun} is {{v}}.",
+        UNTOLD,
         [
             f"My {noun} is {{v}}.",
             f"I have a {noun} {{v}}.",

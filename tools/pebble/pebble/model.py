@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .render import WEIGHT_DECISION, WEIGHT_VALUE
+
 
 @dataclass
 class Config:
-    vocab_size: int = 1280
+    vocab_size: int = 1536
     hidden_size: int = 192
     intermediate_size: int = 512
     num_hidden_layers: int = 4
@@ -35,6 +37,11 @@ class Config:
             "pad_token_id": 1,
             "torch_dtype": "bfloat16",
         }
+
+WEIGHT_HALFWAY = 0.3
+"""Of the losses of what is learned behind half of the layers."""
+TOOL_HEAD, VALUE_HEAD = 0, 5
+"""The heads that learn where to look."""
 
 
 def rotary(config: Config, length: int, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,10 +75,19 @@ class Attention(nn.Module):
             heads(self.v_proj(x), c.num_key_value_heads),
         )
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        group = c.num_attention_heads // c.num_key_value_heads
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))
+
+    def looks(
+        self, head: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rows: torch.Tensor, at: torch.Tensor
+    ) -> torch.Tensor:
+        """Where a head looks from positions `at` of `rows`: logits [positions, length]."""
+        d = self.c.head_dim
+        of = head * self.c.num_key_value_heads // self.c.num_attention_heads
+        q = rotate(F.linear(x[rows, at], self.q_proj.weight[head * d : (head + 1) * d]), cos[at], sin[at])
+        k = rotate(F.linear(x, self.k_proj.weight[of * d : (of + 1) * d]), cos, sin)
+        later = torch.arange(x.shape[1], device=x.device) > at[:, None]
+        return (torch.einsum("nd,ntd->nt", q, k[rows]) * d**-0.5).masked_fill(later, -torch.inf)
 
 
 class FeedForward(nn.Module):
@@ -101,13 +117,10 @@ class Layer(nn.Module):
         self.input_layernorm, self.post_attention_layernorm = Norm(c), Norm(c)
         self.self_attn, self.mlp = Attention(c), FeedForward(c)
 
-    def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, at: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """With `at`, only those positions of the flattened rows: nobody reads the others behind the last layer."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        if at is not None:
-            x = x.flatten(0, 1)[at]
+    def attend(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        return x + self.self_attn(self.input_layernorm(x), cos, sin)
+
+    def feed(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -132,24 +145,63 @@ class Pebble(nn.Module):
                     p, std=scale * (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
                 )
 
-    def hidden(self, ids: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
-        """Normed states of `ids` [rows, length]; with `at`, those of these positions of the flattened rows alone."""
+    def hidden(self, ids: torch.Tensor, at: torch.Tensor | None = None, halfway: list | None = None) -> torch.Tensor:
+        """Normed states of `ids` [rows, length]; with `at`, those of these positions of the flattened rows alone:
+        nobody reads the others behind the last attention. The states of all after half of the layers go into
+        `halfway`."""
         cos, sin = rotary(self.config, ids.shape[1], ids.device)
         x = self.model.embed_tokens(ids)
         *layers, last = self.model.layers
-        for layer in layers:
-            x = layer(x, cos, sin)
-        return self.model.norm(last(x, cos, sin, at))
+        for i, layer in enumerate(layers):
+            if halfway is not None and i == self.config.num_hidden_layers // 2:
+                halfway.append(x)
+            x = layer.feed(layer.attend(x, cos, sin))
+        x = last.attend(x, cos, sin)
+        return self.model.norm(last.feed(x if at is None else x.flatten(0, 1)[at]))
+
+    def compile(self) -> None:
+        """Fuses what lies between the products. Rows have few shapes; how many positions are read varies."""
+        Layer.attend = torch.compile(Layer.attend, dynamic=False)
+        Layer.feed = torch.compile(Layer.feed, dynamic=True)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return F.linear(hidden, self.model.embed_tokens.weight)
 
-    def loss(self, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted mean of the cross entropies, and the share of the tokens of full weight that are right. Only
-        positions of weight are projected. `ids` is [rows, length + 1]."""
+    def loss(
+        self, ids: torch.Tensor, weights: torch.Tensor, tools: torch.Tensor, sources: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted mean of the cross entropies, and the shares that are right of decisions, values' tokens, tools'
+        names, looks at tools and looks at values. Only positions of weight are projected. All are [rows, length + 1].
+
+        Three things are learned behind half of the layers as well, so that the others find them there. Where an answer
+        begins that takes a tool: the tool's name; and one head looks where that name is written. Where a value begins:
+        one head looks where it was last. Both look at the first token if there is nothing to be found."""
         targets, weights = ids[:, 1:].flatten(), weights[:, 1:].flatten()
         at = weights.nonzero().squeeze(1)
-        logits, targets, weights = self.logits(self.hidden(ids[:, :-1], at)).float(), targets[at].long(), weights[at]
+        halfway: list[torch.Tensor] = []
+        hidden = self.hidden(ids[:, :-1], at, halfway)
+        logits, targets, weights = self.logits(hidden).float(), targets[at].long(), weights[at]
         losses = F.cross_entropy(logits, targets, reduction="none")
-        right = (logits.detach().argmax(-1) == targets)[weights == weights.max()].float().mean()
-        return (losses * weights).sum() / weights.sum(), right
+        right = (logits.detach().argmax(-1) == targets).float()
+        shares = [right[weights == of].mean() for of in (WEIGHT_DECISION, WEIGHT_VALUE)]
+        loss = (losses * weights).sum() / weights.sum()
+        halfway_losses, halfway_shares = self.halfway(ids[:, :-1], tools[:, 1:], sources[:, 1:], halfway[0])
+        return loss + WEIGHT_HALFWAY * sum(halfway_losses), torch.stack([*shares, *halfway_shares])
+
+    def halfway(
+        self, ids: torch.Tensor, tools: torch.Tensor, sources: torch.Tensor, x: torch.Tensor
+    ) -> tuple[list, list]:
+        """Mean losses and shares that are right of what is learned from `x`, the states behind half of the layers."""
+        layer = self.model.layers[self.config.num_hidden_layers // 2]
+        rotation = rotary(self.config, ids.shape[1], ids.device)
+        normed = layer.input_layernorm(x)
+        rows, at = tools.nonzero(as_tuple=True)
+        names = tools[rows, at].long()
+        looks = layer.self_attn.looks(TOOL_HEAD, normed, *rotation, rows, at)
+        written = (ids[rows] == names[:, None]) & (looks > -torch.inf)
+        named = self.logits(self.model.norm(x[rows, at]))
+        pairs = [(named, names), (looks, written.int().argmax(-1))]
+        rows, at = sources.nonzero(as_tuple=True)
+        pairs.append((layer.self_attn.looks(VALUE_HEAD, normed, *rotation, rows, at), sources[rows, at].long() - 1))
+        losses = [F.cross_entropy(found, to, reduction="sum") / max(1, len(to)) for found, to in pairs]
+        return losses, [(found.argmax(-1) == to).float().mean() for found, to in pairs]

@@ -5,6 +5,7 @@ https://kellerjordan.github.io/posts/muon/). Matrices of one shape are orthogona
 """
 
 import torch
+import torch.distributed as dist
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
@@ -22,6 +23,17 @@ def orthogonalised(g: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return (x.mT if tall else x).to(g.dtype)
 
 
+def shared_out(g: torch.Tensor) -> torch.Tensor:
+    """`orthogonalised`, each process doing its share of the matrices."""
+    if not dist.is_initialized():
+        return orthogonalised(g)
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    updates = torch.zeros_like(g)
+    updates[rank::processes] = orthogonalised(g[rank::processes])
+    dist.all_reduce(updates)
+    return updates
+
+
 class Muon(torch.optim.Optimizer):
     def __init__(self, params, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.01):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -35,7 +47,7 @@ class Muon(torch.optim.Optimizer):
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 shapes.setdefault(p.shape, []).append((p, p.grad.lerp(buffer, group["momentum"])))
             for shape, members in shapes.items():
-                updates = orthogonalised(torch.stack([g for _, g in members]))
+                updates = shared_out(torch.stack([g for _, g in members]))
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for (p, _), update in zip(members, updates):
                     p.mul_(1 - group["lr"] * group["weight_decay"])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .curriculum import MIX
-from .dialogue import Dialogue
+from .dialogue import REMEMBERING, Dialogue
 from .lexicon import Values
 from .toolbox import TOOLS
 
@@ -77,7 +77,7 @@ def tool_answer(rng: random.Random, turns: int) -> tuple[Dialogue, list[int]]:
 
 def remembered(rng: random.Random, turns: int) -> tuple[Dialogue, list[int]]:
     d = _dialogue(rng, LISTED)
-    tool = rng.choice([t for t in TOOLS if t.remembered])
+    tool = rng.choice(REMEMBERING)
     d.tools = [t for t in d.tools if t.name != tool.name][:4]
     d.tools.insert(rng.randint(0, len(d.tools)), tool)
     known = d.tell_argument(tool)

@@ -21,29 +21,17 @@ def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return (codes * scale).view(rows, columns)
 
 
-class _Straight(torch.nn.Module):
-    def __init__(self, bits: int):
-        super().__init__()
-        self.bits = bits
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight + (rounded(weight, self.bits) - weight).detach()
-
-
 @contextmanager
 def simulated(model, bits: int = 4):
-    """Weights are quantised inside of the context, and learn through it."""
-    from torch.nn.utils import parametrize
-
-    for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
-            parametrize.register_parametrization(
-                module, "weight", _Straight(8 if "embed" in name else bits), unsafe=True
-            )
+    """Weights are quantised inside of the context; gradients found there count for those before it."""
+    modules = [(name, m) for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Embedding))]
+    exact = [m.weight.detach().clone() for _, m in modules]
+    with torch.no_grad():
+        for name, m in modules:
+            m.weight.copy_(rounded(m.weight, 8 if "embed" in name else bits))
     try:
-        with parametrize.cached():
-            yield
+        yield
     finally:
-        for module in model.modules():
-            if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
-                parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+        with torch.no_grad():
+            for (_, m), weight in zip(modules, exact):
+                m.weight.copy_(weight)

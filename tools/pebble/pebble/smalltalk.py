@@ -2,6 +2,7 @@
 
 import random
 
+from .facts import UNKNOWN
 from .lexicon import ANIMALS, CITIES, FIRST_NAMES, FOODS, PLAIN_NOUNS, SPORTS
 
 WHAT_I_DO = "I remember what you tell me, answer from my handbook and call tools."
@@ -376,5 +377,5 @@ def draw(rng: random.Random) -> tuple[str, str]:
         what = _fill(rng.choice(_NO_INFORMATION), rng)
         return rng.choice(("What is {}?", "What's {}?", "Tell me {}.", "Do you know {}?")).format(
             what
-        ), f"Sorry, I have no information about {what}."
+        ), f"{what[0].upper()}{what[1:]} is {UNKNOWN}."
     return rng.choice(forms), answer

@@ -32,7 +32,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(Config(), CPU, 4096, 20_000_000, 66),
+    "cpu": Preset(Config(), CPU, 4096, 60_000_000, 80),
     "h200": Preset(
         Config(
             hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=2
@@ -47,6 +47,7 @@ WARM_UP_STEPS = 30
 DECAY_FROM = 0.55
 RENDEZVOUS = "rendezvous"
 """Where processes find each other."""
+RIGHT = ("decisions", "values", "tools", "looks_at_tools", "looks_at_values")
 REPORT_EVERY_S = 15
 CHECKPOINT_EVERY_S = 120
 
@@ -110,7 +111,8 @@ class Training:
                 optimizer.load_state_dict(values)
             self.state = saved["state"]
         self.before = dict(self.state)
-        self.loss = torch.compile(self.model.loss) if plan.compiled else self.model.loss
+        if plan.compiled:
+            self.model.compile()
         self.cast = torch.autocast(plan.device, torch.bfloat16) if plan.autocast else nullcontext()
         # Lengths and paths are drawn alike in every process, dialogues are not.
         self.rng = random.Random(plan.seed * 7919 + self.state["steps"])
@@ -152,22 +154,23 @@ class Training:
         return progress
 
     def _step(self, progress: float) -> torch.Tensor:
-        """One step; the loss, and how many of the decisions were right."""
+        """One step; the loss, and what was right."""
         plan, now = self.plan, stage(self.plan.preset.stages, progress)
         length = self.rng.choices(list(now.lengths), list(now.lengths.values()))[0]
         quantised = self.rng.random() < now.quantised
         rows = max(1, plan.preset.tokens_per_step // plan.processes // length)
         seed = (plan.seed * 1_000_003 + self.state["steps"]) * 64 + self.rank
-        ids, weights = self.source.get(Request(rows, length, tuple(now.shapes.items()), seed))
+        ids, weights, *targets = self.source.get(Request(rows, length, tuple(now.shapes.items()), seed))
         self.state["tokens"] += weights[:, 1:].size * plan.processes
         self.state["steps"] += 1
         ids = torch.from_numpy(ids).to(plan.device, non_blocking=True).int()
         weights = torch.from_numpy(weights).to(plan.device, non_blocking=True).float()
+        targets = [torch.from_numpy(of).to(plan.device, non_blocking=True).int() for of in targets]
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=False)
         with simulated(self.model) if quantised else nullcontext():
             with self.cast:
-                loss, right = (self.model.loss if quantised else self.loss)(ids, weights)
+                loss, right = self.model.loss(ids, weights, *targets)
             loss.backward()
         if plan.processes > 1:
             self._average()
@@ -176,7 +179,7 @@ class Training:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * self._rate(progress)
             optimizer.step()
-        return torch.stack((loss.detach(), right))
+        return torch.cat((loss.detach()[None], right))
 
     def _rate(self, progress: float) -> float:
         warm = (self.state["steps"] - self.before["steps"]) / WARM_UP_STEPS
@@ -191,14 +194,14 @@ class Training:
             g.copy_(mean.view_as(g))
 
     def _report(self, progress: float, recent: list[torch.Tensor]) -> None:
-        loss, right = torch.stack(recent).mean(0).tolist()
+        loss, *right = torch.stack(recent).nanmean(0).tolist()
         tokens = self.state["tokens"]
         line = {
             "progress": round(progress, 4),
             "steps": self.state["steps"],
             "tokens": tokens,
             "loss": round(loss, 4),
-            "decided_right": round(right, 4),
+            "right": dict(zip(RIGHT, (round(share, 3) for share in right))),
             "tokens_per_s": round((tokens - self.before["tokens"]) / (time.monotonic() - self.started)),
             "rate": round(self._rate(progress), 3),
         }

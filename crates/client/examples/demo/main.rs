@@ -17,7 +17,7 @@ use server::Server;
 use tokio_stream::StreamExt;
 use v1::event::Kind;
 
-const INSTRUCTIONS: &str = "You are Pebble, the assistant of Stone Cafe.";
+const INSTRUCTIONS: &str = "You are Pebble, the assistant of Stone Cafe. Handbook: The cancellation fee is 15 euros.";
 
 /// What the user says, turn by turn. The model may call tools in any of them.
 const SCRIPT: &[&str] = &[
@@ -29,11 +29,12 @@ const SCRIPT: &[&str] = &[
     "What is the weather in Lisbon?",
     "Actually, my locker code is 5512.",
     "What is my locker code?",
+    "What is the cancellation fee?",
     "Book a table for 4 people at 19:30.",
 ];
 
 /// The turn that the runtime does not survive: its end-of-turn token is biased away, so that it is long enough to be hit.
-const LONG_TURN: &str = "What is the gate code?";
+const LONG_TURN: &str = "What can you do?";
 const LONG_TURN_TOKENS: u32 = 160;
 /// Id of Pebble's end-of-turn token.
 const END_TOKEN: u32 = 0;
