@@ -139,6 +139,7 @@ mod tests {
             vocab_size: 9,
             precisions: vec![Precision::Int8, Precision::Int4, Precision::Native],
             price_usd_per_hour: Some(1.5),
+            modelled: None,
             epoch: 3,
         }
     }

@@ -61,7 +61,7 @@ mod tests {
     fn a_part_ends_when_it_is_full_and_the_last_one_says_so() {
         let rows = |count| (0..count).map(|row| (row, vec![0.5_f32; PART_BYTES / 8])).collect::<Vec<_>>();
         let sequence = |slot, count| SequenceOutput { slot: SlotId(slot), samples: Vec::new(), logits: rows(count) };
-        let output = |sequences| StepOutput { id: StepId(7), sequences, device_time_us: 9 };
+        let output = |sequences| StepOutput { id: StepId(7), sequences, device_time_us: 9, modelled: None };
         let shape = |sequences| {
             let shape = |part: pb::StepOutput| {
                 assert_eq!((part.step_id, part.device_time_us), (7, if part.last { 9 } else { 0 }));
