@@ -1,6 +1,6 @@
 //! A device over the wire: the contract of `proto/holdfast/device/v1` from both sides.
 //!
-//! In: an address, or a local backend. Out: a [`RemoteBackend`], which is a [`holdfast_backend::Backend`] like any other, or [`serve`],
+//! In: an address, or a local backend. Out: a [`RemoteBackend`], which is a [`holdfast_backend::Backend`] like any other, or [`serve()`],
 //! which lends a local backend to a runtime elsewhere. Deliberately not here: which device a runtime uses, and what becomes of its
 //! sessions while the device is away (the engine).
 //!
