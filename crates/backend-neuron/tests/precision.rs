@@ -1,4 +1,4 @@
-//! What nested weights cost in perplexity, on text that Pebble writes itself in f32.
+//! What nested weights cost in perplexity, on dialogues that Pebble goes on with in f32.
 //!
 //! `cargo test -p holdfast-backend-neuron --test precision -- --nocapture` prints the figures.
 
@@ -10,8 +10,19 @@ use holdfast_backend_neuron::{KvSize, NeuronDevice, NeuronSettings, WeightFormat
 use holdfast_model::{Model, ModelSource};
 use holdfast_types::{LateInputs, OutputRequest, Precision, SamplingParams, SlotSampling};
 
-const SEQUENCES: u32 = 8;
-const TOKENS: u32 = 160;
+/// What users begin with; one dialogue each.
+const SAID: [&str; 8] = [
+    "Hello!",
+    "My locker code is 4471.",
+    "Remember that my gate number is 82.",
+    "What is my badge number?",
+    "Please note: my desk code is 7305.",
+    "What can you do?",
+    "Thanks, that helps.",
+    "Can you tell me how long the warranty lasts?",
+];
+const SEQUENCES: u32 = SAID.len() as u32;
+const TOKENS: u32 = 320;
 const BLOCKS: u32 = TOKENS / 16;
 
 fn device(model: &Model, weights: WeightFormat) -> NeuronDevice {
@@ -34,34 +45,57 @@ fn opened() -> PlanBuilder {
     })
 }
 
-/// Sequences that f32 draws.
-fn written(model: &Model) -> Vec<Vec<u32>> {
+/// A user's words, and the opening of the answer.
+fn prompt(model: &Model, said: &str) -> Vec<u32> {
+    let text = model.text();
+    let mark = |name| (0..text.vocab_size()).find(|id| text.special_text(*id) == Some(name)).unwrap();
+    let (start, end) = (mark("<|im_start|>"), mark("<|im_end|>"));
+    let user = text.encode(&format!("user\n{said}"));
+    let parts = [vec![start], user, vec![end], text.encode("\n"), vec![start], text.encode("assistant\n")];
+    parts.concat()
+}
+
+/// Dialogues that f32 draws to their end.
+fn written(model: &Model, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
     let mut device = device(model, WeightFormat::F32);
-    let mut sequences: Vec<Vec<u32>> = (0..SEQUENCES).map(|slot| vec![40 + 3 * slot]).collect();
+    let mut sequences = prompts.to_vec();
+    let mut computed = vec![0; sequences.len()];
     let mut plan = opened();
-    for position in 0..TOKENS - 1 {
-        for (slot, tokens) in (0..).zip(&sequences) {
-            let last = &tokens[position as usize..];
-            plan = plan.rows(slot, position, last, Precision::Native).want(0, OutputRequest::Sample);
+    for step in 2.. {
+        for (slot, tokens) in (0..).zip(&sequences).filter(|(_, tokens)| tokens.len() < TOKENS as usize) {
+            let rows = &tokens[computed[slot as usize]..];
+            plan = plan.rows(slot, computed[slot as usize] as u32, rows, Precision::Native);
+            plan = plan.want(rows.len() as u32 - 1, OutputRequest::Sample);
+            computed[slot as usize] = tokens.len();
         }
         let ticket = device.submit(&plan.build()).unwrap();
-        for (tokens, output) in
-            sequences.iter_mut().zip(device.collect(ticket, &LateInputs::default()).unwrap().sequences)
-        {
-            tokens.push(output.samples[0].id);
+        let outputs = device.collect(ticket, &LateInputs::default()).unwrap().sequences;
+        if outputs.is_empty() {
+            return sequences;
         }
-        plan = PlanBuilder::new(u64::from(position) + 2);
+        for output in outputs {
+            sequences[output.slot.0 as usize].push(output.samples[0].id);
+        }
+        plan = PlanBuilder::new(step);
     }
     sequences
 }
 
-/// e to the mean negative log probability of every token behind the first.
-fn perplexity(model: &Model, weights: WeightFormat, precision: Precision, sequences: &[Vec<u32>]) -> f64 {
+/// e to the mean negative log probability of every token that was drawn.
+fn perplexity(
+    model: &Model,
+    weights: WeightFormat,
+    precision: Precision,
+    prompts: &[Vec<u32>],
+    sequences: &[Vec<u32>],
+) -> f64 {
     let mut device = device(model, weights);
     let mut plan = opened();
-    for (slot, tokens) in (0..).zip(sequences) {
+    let mut drawn = 0;
+    for ((slot, tokens), prompt) in (0..).zip(sequences).zip(prompts) {
         plan = plan.rows(slot, 0, tokens, precision);
-        for row in 0..TOKENS - 1 {
+        drawn += tokens.len() - prompt.len();
+        for row in prompt.len() as u32 - 1..TOKENS - 1 {
             plan = plan.want(row, OutputRequest::Logits);
         }
     }
@@ -74,14 +108,15 @@ fn perplexity(model: &Model, weights: WeightFormat, precision: Precision, sequen
             surprise += total.ln() - f64::from(logits[tokens[*row as usize + 1] as usize]);
         }
     }
-    (surprise / f64::from(SEQUENCES * (TOKENS - 1))).exp()
+    (surprise / drawn as f64).exp()
 }
 
 #[test]
-fn eight_bits_cost_less_than_half_a_percent_of_perplexity() {
+fn eight_bits_cost_less_than_a_percent_of_perplexity() {
     let model = Model::load(&ModelSource::resolve(ModelSource::BUILT_IN[0]).unwrap()).unwrap();
-    let sequences = written(&model);
-    let of = |weights, precision| perplexity(&model, weights, precision, &sequences);
+    let prompts = SAID.map(|said| prompt(&model, said));
+    let sequences = written(&model, &prompts);
+    let of = |weights, precision| perplexity(&model, weights, precision, &prompts, &sequences);
     let f32 = of(WeightFormat::F32, Precision::Native);
     let [int8, int4] = [Precision::Int8, Precision::Int4].map(|precision| of(WeightFormat::Nested, precision));
     println!(
@@ -89,6 +124,6 @@ fn eight_bits_cost_less_than_half_a_percent_of_perplexity() {
         (int8 / f32 - 1.0) * 100.0,
         (int4 / f32 - 1.0) * 100.0
     );
-    assert!((int8 / f32 - 1.0).abs() < 0.005, "{int8} of {f32}");
+    assert!((int8 / f32 - 1.0).abs() < 0.01, "{int8} of {f32}");
     assert!(int4 < 2.0 * f32, "{int4} of {f32}");
 }
