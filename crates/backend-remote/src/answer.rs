@@ -9,14 +9,20 @@ use std::collections::VecDeque;
 use holdfast_backend::plan::{Prepared, PreparedSequence};
 use holdfast_contracts::device_v1 as pb;
 use holdfast_types::{
-    LateInputs, OutputRequest, RowInput, SampledToken, SequenceOutput, SlotId, StepId, StepOutput, TokenLogprob,
+    DeviceDescription, LateInputs, OutputRequest, RowInput, SampledToken, SequenceOutput, SlotId, StepId, StepOutput,
+    TokenLogprob,
 };
+
+use crate::wire::modelled::step_from;
 
 /// An output that comes in.
 #[derive(Debug)]
 pub(crate) struct Assembly {
     id: StepId,
     vocab: usize,
+    /// Sequences of the plan, and whether the device stands for a chip.
+    planned: usize,
+    models_chip: bool,
     /// Sequences whose turn has not come, with the most samples and the rows of logits that are still owed.
     owed: VecDeque<(u32, usize, VecDeque<u32>)>,
     /// What has come.
@@ -25,17 +31,24 @@ pub(crate) struct Assembly {
 
 impl Assembly {
     /// For a step that was submitted. A device that draws no samples owes the logits of every row asked for.
-    pub(crate) fn new(step: &Prepared, draws_samples: bool, vocab: u32) -> Self {
+    pub(crate) fn new(step: &Prepared, draws_samples: bool, device: &DeviceDescription) -> Self {
         let asked = step.sequences.iter().filter(|sequence| !sequence.outputs.is_empty());
         let owed = asked.map(|sequence| {
             let rows = sequence.outputs.iter().filter(|asked| !draws_samples || asked.request != OutputRequest::Sample);
             let samples = if draws_samples { rows_that_sample(sequence).count() } else { 0 };
             (sequence.slot, samples, rows.map(|asked| asked.row).collect())
         });
-        Self { id: step.id, vocab: vocab as usize, owed: owed.collect(), sequences: Vec::new() }
+        Self {
+            id: step.id,
+            vocab: device.vocab_size as usize,
+            planned: step.sequences.len(),
+            models_chip: device.modelled.is_some(),
+            owed: owed.collect(),
+            sequences: Vec::new(),
+        }
     }
 
-    /// Takes a part. Gives the output after the last one.
+    /// Takes a part. Gives the output after the last one. The error says what does not fit its request.
     pub(crate) fn take(&mut self, part: pb::StepOutput) -> Result<Option<StepOutput>, String> {
         if part.step_id != self.id.0 {
             return Err(format!("it gave step {} when step {} was collected", part.step_id, self.id.0));
@@ -52,8 +65,12 @@ impl Assembly {
         if let Some((slot, ..)) = self.owed.iter().find(|(slot, _, rows)| !rows.is_empty() || !self.has_begun(*slot)) {
             return Err(format!("it left out what slot {slot} asked for"));
         }
+        if part.modelled.is_some() && !self.models_chip {
+            return Err("it modelled a step, and stands for no chip".to_owned());
+        }
+        let modelled = part.modelled.map(|modelled| step_from(modelled, self.planned)).transpose()?;
         let sequences = std::mem::take(&mut self.sequences);
-        Ok(Some(StepOutput { id: self.id, sequences, device_time_us: part.device_time_us, modelled: None }))
+        Ok(Some(StepOutput { id: self.id, sequences, device_time_us: part.device_time_us, modelled }))
     }
 
     fn has_begun(&self, slot: u32) -> bool {

@@ -214,7 +214,7 @@ impl Backend for RemoteBackend {
         if request.encoded_len() > MESSAGE_BYTES_MAX - 64 {
             return rejected(format!("the masks are larger than a message of {MESSAGE_BYTES_MAX} bytes"));
         }
-        let assembly = Assembly::new(step, life.draws_samples, vocab);
+        let assembly = Assembly::new(step, life.draws_samples, &self.description);
         let asking = life.link.clone().collect(request, assembly, self.settings.step_timeout);
         let answered = match self.threads.wait(asking) {
             Some(answered) => answered,

@@ -2,6 +2,7 @@
 //! sense together is checked by who hears them.
 
 pub(crate) mod description;
+pub(crate) mod modelled;
 pub(crate) mod output;
 pub(crate) mod plan;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use holdfast_backend::conformance::{self, PlanBuilder};
 use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDirection, CopyDone, CopyTicket, StepTicket};
+use holdfast_backend_neuron::program::{Chip, ChipChoice, ChipSettings};
 use holdfast_backend_neuron::{KvSize, NeuronDevice, NeuronSettings};
 use holdfast_backend_remote::{DeviceAddress, Listener, RemoteBackend, RemoteError, RemoteSettings, serve};
 use holdfast_contracts::device_v1 as pb;
@@ -277,6 +278,7 @@ fn every_lie_is_told_apart_and_none_is_believed() {
         ("row 7 of slot 0", output(|output| output.sequences[0].logits[0].row = 7)),
         ("bytes of logits", output(|output| output.sequences[0].logits[1].logits.truncate(3))),
         ("more samples", output(|output| output.sequences[0].samples.push(pb::Sample::default()))),
+        ("stands for no chip", output(|output| output.modelled = Some(pb::ModelledStep::default()))),
         ("empty part", output(|output| *output = pb::StepOutput { step_id: 9, ..Default::default() })),
     ];
     for (said, lie) in lost {
@@ -376,6 +378,23 @@ fn what_the_device_reports_arrives_as_it_is_meant() {
     until_back(&mut backend);
     assert_eq!(backend.describe().epoch, 2);
     run(&mut backend, &first_step(5)).expect("the life that was lost left no slot open");
+}
+
+#[test]
+fn a_device_that_stands_for_a_chip_models_the_same_for_whoever_asks() {
+    let (place, model) = (Place::new(), model());
+    let chip = ChipChoice::Named(ChipSettings::new(Chip::named("trn1").unwrap()));
+    let settings = NeuronSettings { threads: 1, kv: KvSize::Blocks(20), slots: 5, chip, ..NeuronSettings::default() };
+    let mut local = NeuronDevice::new(model.config(), model.weights(), &settings).unwrap();
+    let lent = NeuronDevice::new(model.config(), model.weights(), &settings).unwrap();
+    let _serving = place.serve(Box::new(lent));
+    let mut remote = place.connect();
+    assert!(local.describe().modelled.is_some());
+    assert_eq!(remote.describe().modelled, local.describe().modelled);
+    let ticket = local.submit(&first_step(1)).unwrap();
+    let own = local.collect(ticket, &LateInputs::default()).unwrap().modelled;
+    assert!(own.is_some());
+    assert_eq!(run(&mut remote, &first_step(1)).unwrap().modelled, own);
 }
 
 #[test]

@@ -49,6 +49,20 @@ async fn a_turn_tells_its_modelled_cost_to_whom_asks_and_only_to_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_is_lent_tells_its_chip_and_what_turns_would_cost_there() {
+    let home = Home::new();
+    let _device = home.lend(&["--set", "chip.name=trn1"]);
+    let address = format!("device.address={}", home.device_address());
+    let runtime = home.start(&["--set", "device.kind=remote", "--set", &address]);
+    let client = runtime.client().await;
+    let session = talk::open(&client, talk::pebble()).await;
+    let heard = talk::run_to_end(&client, talk::says(&session, "Hello")).await.unwrap();
+    let cost = with_cost(&client, &heard.ended().unwrap().name).await.usage.unwrap().modelled_cost.unwrap();
+    assert_eq!(cost.chip, "trn1");
+    assert!(cost.chip_time_us > 0 && cost.cost_usd_micros.is_some(), "{cost:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_chip_there_is_no_modelled_cost() {
     let home = Home::new();
     let runtime = home.start(&["--set", "chip.name=none"]);

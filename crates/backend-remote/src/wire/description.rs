@@ -3,6 +3,7 @@
 use holdfast_contracts::device_v1 as pb;
 use holdfast_types::{DeviceDescription, Digest, KvGroup, NumericsClass, StepLimits};
 
+use super::modelled::{chip_from, chip_to};
 use super::{precision_from, precision_to};
 
 /// Bytes of each text of a description.
@@ -51,6 +52,7 @@ pub(crate) fn to_wire(description: &DeviceDescription, epoch: u64) -> pb::Descri
         price_usd_per_hour: d.price_usd_per_hour,
         draws_samples: true,
         epoch,
+        modelled: d.modelled.as_ref().map(chip_to),
     }
 }
 
@@ -97,7 +99,7 @@ pub(crate) fn from_wire(wire: pb::Description) -> Result<Described, String> {
         vocab_size: wire.vocab_size,
         precisions: wire.precisions.into_iter().map(precision_from).collect::<Result<_, _>>()?,
         price_usd_per_hour: wire.price_usd_per_hour,
-        modelled: None,
+        modelled: wire.modelled.map(chip_from).transpose()?,
         epoch: wire.epoch,
     };
     Ok(Described { description, draws_samples: wire.draws_samples })
@@ -122,7 +124,7 @@ fn group_from(wire: pb::KvGroup) -> Result<KvGroup, String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use holdfast_types::Precision;
+    use holdfast_types::{ModelledChip, Precision};
 
     fn description() -> DeviceDescription {
         let group = |window| KvGroup { layers: vec![0, 2], window, blocks: 7, bytes_per_block: 64 };
@@ -139,7 +141,15 @@ mod tests {
             vocab_size: 9,
             precisions: vec![Precision::Int8, Precision::Int4, Precision::Native],
             price_usd_per_hour: Some(1.5),
-            modelled: None,
+            modelled: Some(ModelledChip {
+                chip: "trn2".parse().unwrap(),
+                cores: 4,
+                programs: 7,
+                hbm_bytes: 9,
+                weight_bytes: 5,
+                kv_bytes: 4,
+                usd_per_hour: None,
+            }),
             epoch: 3,
         }
     }
@@ -174,6 +184,7 @@ mod tests {
         wrong(|d| d.precisions = vec![77], "77");
         wrong(|d| d.price_usd_per_hour = Some(f64::NAN), "price");
         wrong(|d| d.epoch = 0, "epoch");
+        wrong(|d| d.modelled = Some(pb::ModelledChip::default()), "modelled.chip");
         wrong(|d| d.limits = d.limits.map(|limits| pb::StepLimits { in_flight: 17, ..limits }), "in_flight");
     }
 }

@@ -3,12 +3,15 @@
 use holdfast_contracts::device_v1 as pb;
 use holdfast_types::{SampledToken, SequenceOutput, StepOutput};
 
+use super::modelled::step_to;
+
 /// Bytes of logits after which a part ends.
 const PART_BYTES: usize = 1 << 20;
 
 /// The parts of an output, made one by one: logits of a large step are many times what fits a message.
 pub(crate) fn parts(output: StepOutput) -> impl Iterator<Item = pb::StepOutput> {
     let (step_id, device_time_us) = (output.id.0, output.device_time_us);
+    let mut modelled = output.modelled.map(step_to);
     let mut pieces = output.sequences.into_iter().flat_map(pieces).peekable();
     let mut ended = false;
     std::iter::from_fn(move || {
@@ -28,7 +31,7 @@ pub(crate) fn parts(output: StepOutput) -> impl Iterator<Item = pb::StepOutput> 
         }
         ended = pieces.peek().is_none();
         if ended {
-            (part.last, part.device_time_us) = (true, device_time_us);
+            (part.last, part.device_time_us, part.modelled) = (true, device_time_us, modelled.take());
         }
         Some(part)
     })
