@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
-use crate::scenario::{dense, engine, interference, overhead, resume, turns};
+use crate::scenario::{dense, engine, interference, overhead, resume, start, turns};
 
 /// Measure what users feel, against the machine's limits and against other engines.
 ///
@@ -28,6 +28,7 @@ pub(crate) enum Scenario {
     Resume(resume::Arguments),
     Interference(interference::Arguments),
     Engine(engine::Arguments),
+    Start(start::Arguments),
     Overhead(overhead::Arguments),
     /// Every scenario, one after the other, and one HTML page of them all
     All(AllArguments),

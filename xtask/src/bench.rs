@@ -7,7 +7,7 @@ use crate::process;
 
 /// What users feel, measured over gRPC against the machine's limits and against other engines
 ///
-/// Scenarios: turns, dense, resume, interference, engine, overhead, all. `cargo xtask bench SCENARIO --help` tells the options.
+/// Scenarios: turns, dense, resume, interference, engine, start, overhead, all. `cargo xtask bench SCENARIO --help` tells the options.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Arguments {

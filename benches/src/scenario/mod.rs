@@ -8,9 +8,11 @@ pub(crate) mod engine;
 mod failures;
 pub(crate) mod interference;
 pub(crate) mod overhead;
+mod page_cache;
 pub(crate) mod resume;
 mod side;
 mod sizing;
+pub(crate) mod start;
 pub(crate) mod turns;
 
 use std::time::{Duration, SystemTime};
@@ -66,6 +68,7 @@ pub(crate) async fn run(line: CommandLine) -> anyhow::Result<()> {
         Scenario::Resume(arguments) => alone(arguments).await,
         Scenario::Interference(arguments) => alone(arguments).await,
         Scenario::Engine(arguments) => alone(arguments).await,
+        Scenario::Start(arguments) => alone(arguments).await,
         Scenario::Overhead(arguments) => alone(arguments).await,
         Scenario::All(arguments) => all(arguments).await,
         Scenario::ServeNoop(arguments) => overhead::serve(arguments).await,
@@ -94,6 +97,7 @@ async fn all(arguments: &AllArguments) -> anyhow::Result<()> {
         report(&turns::Arguments::among_all(arguments)).await,
         report(&interference::Arguments::among_all(arguments)).await,
         report(&resume::Arguments::among_all(arguments)).await,
+        report(&start::Arguments::among_all(arguments)).await,
         report(&dense::Arguments::among_all(arguments)).await,
         report(&overhead::Arguments::among_all(arguments)).await,
     ] {

@@ -3,10 +3,16 @@
 //! In: a config and its weights from `holdfast_model`. Out: [`Decoder`]. Deliberately not here: packing itself (`matrix`), and computing
 //! (`forward`).
 
-use holdfast_model::{DecoderConfig, LayerWeights, Weights};
+use std::time::Instant;
+
+use holdfast_model::{DecoderConfig, LayerWeights, WeightMatrix, Weights};
 
 use crate::matrix::{Matrix, Packer, Part};
-use crate::{NeuronError, WeightFormat};
+use crate::memory::Memory;
+use crate::nested::Nested;
+use crate::packings::Packing;
+use crate::pool::Pool;
+use crate::{NeuronError, NeuronSettings, WeightFormat};
 
 /// A whole decoder.
 #[derive(Debug)]
@@ -66,14 +72,35 @@ pub(crate) struct Gated {
 }
 
 impl Decoder {
-    /// Packs every matrix; nothing of `weights` is kept.
-    pub(crate) fn pack(
+    /// Packs every matrix, or reads what an earlier start has packed; nothing of `weights` is kept.
+    #[expect(clippy::disallowed_methods, reason = "only what takes long to pack is worth keeping")]
+    pub(crate) fn new(
+        config: &DecoderConfig,
+        weights: &Weights,
+        settings: &NeuronSettings,
+        pool: &Pool,
+    ) -> Result<Self, NeuronError> {
+        // Other formats are copies of what the files hold.
+        let kept = settings.packings.as_ref().filter(|_| settings.weights == WeightFormat::Nested);
+        let packing = kept.map(|kept| Packing::of(kept, config, weights));
+        let begun = Instant::now();
+        let kept = packing.as_ref().and_then(Packing::open);
+        let mut packer = Packer { memory: Memory::default(), pool, isa: settings.isa, kept };
+        let decoder = Self::pack(config, weights, settings.weights, &mut packer)?;
+        let took = begun.elapsed();
+        tracing::info!(seconds = took.as_secs_f64(), read = packer.kept.is_some(), "weights packed");
+        if let Some(packing) = packing {
+            packing.done(packer.kept, took, decoder.nested(), pool);
+        }
+        Ok(decoder)
+    }
+
+    fn pack(
         config: &DecoderConfig,
         weights: &Weights,
         format: WeightFormat,
-        mut packer: Packer<'_>,
+        packer: &mut Packer<'_>,
     ) -> Result<Self, NeuronError> {
-        let packer = &mut packer;
         let hidden = config.hidden;
         let mut layers = Vec::with_capacity(config.layers.len());
         for index in 0..config.layers.len() {
@@ -91,15 +118,27 @@ impl Decoder {
                 post_ffn_norm: layer.post_ffn_norm.map(<[f32]>::to_vec),
             });
         }
-        let (embeddings, lm_head) = (weights.embeddings(), weights.lm_head());
-        let tied = std::ptr::eq(embeddings, lm_head);
-        let mut pack = |values| Matrix::pack(&[(values, None)], hidden, format, packer);
+        let mut pack = |matrix| Matrix::pack(&[(matrix, None)], hidden, format, packer);
         Ok(Self {
-            embeddings: if tied { None } else { Some(pack(embeddings)?) },
+            embeddings: if weights.is_tied() { None } else { Some(pack(weights.embeddings())?) },
             layers,
             final_norm: weights.final_norm().to_vec(),
-            lm_head: pack(lm_head)?,
+            lm_head: pack(weights.lm_head())?,
         })
+    }
+
+    /// Nested matrices in the order in which they were packed.
+    pub(crate) fn nested(&self) -> impl Iterator<Item = &Nested> + Clone {
+        fn of_layer(layer: &Layer) -> Vec<&Matrix> {
+            let gated: &[Gated] = match &layer.feed_forward {
+                FeedForward::Dense(gated) => std::slice::from_ref(gated),
+                FeedForward::Experts(experts) => &experts.experts,
+            };
+            let gated = gated.iter().flat_map(|gated| [&gated.gate_up, &gated.down]);
+            [&layer.qkv, &layer.output].into_iter().chain(gated).collect()
+        }
+        let layers = self.layers.iter().flat_map(of_layer);
+        layers.chain(&self.embeddings).chain([&self.lm_head]).filter_map(Matrix::nested)
     }
 
     /// A token's embedding times `scale`, `[hidden]`. At 8 bits with nested weights, whatever the precision of the row.
@@ -117,14 +156,14 @@ impl FeedForward {
     ) -> Result<Self, NeuronError> {
         let (hidden, ffn) = (config.hidden, config.ffn);
         // Part `i` of a tensor that holds those of all experts, one after the other.
-        fn part<'a>(values: &'a [f32], bias: Option<&'a [f32]>, i: usize, width: usize, depth: usize) -> Part<'a> {
-            let bias = bias.map(|bias| &bias[i * width..(i + 1) * width]);
-            (&values[i * width * depth..(i + 1) * width * depth], bias)
+        fn part<'a>(matrix: WeightMatrix<'a>, bias: Option<&'a [f32]>, i: usize, width: usize) -> Part<'a> {
+            let rows = i * width..(i + 1) * width;
+            (matrix.part(rows.clone()), bias.map(|bias| &bias[rows]))
         }
         let mut gated = |i| -> Result<Gated, NeuronError> {
-            let gate = part(layer.gate, layer.gate_bias, i, ffn, hidden);
-            let up = part(layer.up, layer.up_bias, i, ffn, hidden);
-            let down = part(layer.down, layer.down_bias, i, hidden, ffn);
+            let gate = part(layer.gate, layer.gate_bias, i, ffn);
+            let up = part(layer.up, layer.up_bias, i, ffn);
+            let down = part(layer.down, layer.down_bias, i, hidden);
             Ok(Gated {
                 gate_up: Matrix::pack(&[gate, up], hidden, format, packer)?,
                 down: Matrix::pack(&[down], ffn, format, packer)?,

@@ -12,8 +12,7 @@ use crate::kernels::Isa;
 use crate::kernels::activation::{clamped_swiglu, gated_gelu, gated_silu, soft_cap};
 use crate::kernels::norm::rms_norm;
 use crate::kv::GroupPool;
-use crate::matrix::{Matrix, Packer};
-use crate::memory::Memory;
+use crate::matrix::Matrix;
 use crate::pool::{Pieces, Pool};
 use crate::rows::Rows;
 use crate::{NeuronError, NeuronSettings, WeightFormat};
@@ -100,8 +99,7 @@ impl Forward {
         settings: &NeuronSettings,
     ) -> Result<Self, NeuronError> {
         let pool = Pool::new(settings.threads, settings.ordinal)?;
-        let packer = Packer { memory: Memory::default(), pool: &pool, isa: settings.isa };
-        let decoder = Decoder::pack(config, weights, settings.weights, packer)?;
+        let decoder = Decoder::new(config, weights, settings, &pool)?;
         let mut places: Vec<Place> =
             config.layers.iter().map(|layer| Place { group: 0, layer: 0, window: None, rope: layer.rope }).collect();
         for (group, kv_group) in groups.iter().enumerate() {

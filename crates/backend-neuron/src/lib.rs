@@ -20,6 +20,7 @@ pub mod limits;
 mod matrix;
 mod memory;
 mod nested;
+mod packings;
 mod pool;
 pub mod program;
 mod rows;
@@ -27,4 +28,4 @@ mod settings;
 
 pub use device::NeuronDevice;
 pub use kernels::Isa;
-pub use settings::{KvFormat, KvSize, NeuronError, NeuronSettings, WeightFormat};
+pub use settings::{KvFormat, KvSize, NeuronError, NeuronSettings, PackingSettings, WeightFormat};

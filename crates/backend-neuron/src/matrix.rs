@@ -1,20 +1,23 @@
 //! Matrices as the kernels like them: in panels, in f32 or nested.
 //!
-//! In: row-major f32 slices. Out: [`Matrix`], and products of [`crate::rows::Rows`] with it. Deliberately not here: what the matrices mean.
+//! In: rows as the model's files hold them. Out: [`Matrix`], and products of [`crate::rows::Rows`] with it. Deliberately not here: what the matrices mean.
 
 use std::cell::RefCell;
+
+use holdfast_model::{WeightMatrix, WeightRow};
 
 use crate::kernels::Isa;
 use crate::kernels::matmul::{self, PANEL, TILE};
 use crate::kernels::nested::{self, COLUMNS, Panel, UNPACKED_BLOCKS, Unpacked};
 use crate::memory::Memory;
 use crate::nested::Nested;
+use crate::packings::Kept;
 use crate::pool::{Pieces, Pool};
 use crate::rows::{RowTile, Rows};
 use crate::{NeuronError, WeightFormat};
 
-/// Rows of a matrix, `[out, depth]` row-major, and their bias.
-pub(crate) type Part<'a> = (&'a [f32], Option<&'a [f32]>);
+/// Rows of a matrix, `[out, depth]`, and their bias.
+pub(crate) type Part<'a> = (WeightMatrix<'a>, Option<&'a [f32]>);
 
 /// Multiply-adds that a thread takes at once, about; with few rows, reading a weight counts for four. Enough that taking costs nothing
 /// beside them, and little enough that threads end together.
@@ -26,6 +29,8 @@ const FEW_BLOCKS: usize = 2;
 thread_local! {
     /// A thread's own room, made once, so that a step allocates nothing.
     static ROOM: RefCell<Box<Room>> = RefCell::new(Box::default());
+    /// Room for rows in f32 while weights are packed.
+    static ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Room for the product of one panel with many rows.
@@ -41,6 +46,8 @@ pub(crate) struct Packer<'a> {
     pub(crate) memory: Memory,
     pub(crate) pool: &'a Pool,
     pub(crate) isa: Isa,
+    /// What an earlier start has packed.
+    pub(crate) kept: Option<Kept>,
 }
 
 /// A matrix `[width, depth]`.
@@ -68,20 +75,26 @@ impl Matrix {
         format: WeightFormat,
         packer: &mut Packer<'_>,
     ) -> Result<Self, NeuronError> {
-        let rows: Vec<&[f32]> = parts.iter().flat_map(|(values, _)| values.chunks_exact(depth)).collect();
+        let rows: Vec<WeightRow<'_>> =
+            parts.iter().flat_map(|(matrix, _)| (0..matrix.rows()).map(|row| matrix.row(row))).collect();
         let mut bias = Vec::new();
         if parts.iter().any(|(_, bias)| bias.is_some()) {
-            for (values, part) in parts {
+            for (matrix, part) in parts {
                 match part {
                     Some(part) => bias.extend_from_slice(part),
-                    None => bias.resize(bias.len() + values.len() / depth, 0.0),
+                    None => bias.resize(bias.len() + matrix.rows(), 0.0),
                 }
             }
         }
         let values = match format {
-            WeightFormat::F32 => Values::F32(pack_f32(&rows, depth)),
+            WeightFormat::F32 => Values::F32(pack_f32(&rows, depth, packer.pool)),
             WeightFormat::Nested => {
-                Values::Nested(Nested::pack(&rows, depth, &mut packer.memory, packer.pool, packer.isa)?)
+                let Packer { memory, pool, isa, kept } = packer;
+                let kept = kept.as_mut().map(|kept| kept.next(rows.len(), depth, memory, pool)).transpose()?.flatten();
+                Values::Nested(match kept {
+                    Some(nested) => nested,
+                    None => Nested::pack(&rows, depth, memory, pool, *isa)?,
+                })
             }
         };
         Ok(Self { width: rows.len(), depth, values, bias })
@@ -90,6 +103,11 @@ impl Matrix {
     /// Output features.
     pub(crate) fn width(&self) -> usize {
         self.width
+    }
+
+    /// Its nested weights, if it has any.
+    pub(crate) fn nested(&self) -> Option<&Nested> {
+        if let Values::Nested(nested) = &self.values { Some(nested) } else { None }
     }
 
     /// Row `row` times `scale`, `[depth]`, without the bias.
@@ -221,13 +239,35 @@ impl Matrix {
     }
 }
 
-fn pack_f32(rows: &[&[f32]], depth: usize) -> Vec<f32> {
-    let mut packed = vec![0.0; rows.len().div_ceil(PANEL) * depth * PANEL];
-    for (at, row) in rows.iter().enumerate() {
-        let panel = &mut packed[at / PANEL * depth * PANEL..][..depth * PANEL];
-        panel.iter_mut().skip(at % PANEL).step_by(PANEL).zip(*row).for_each(|(to, from)| *to = *from);
-    }
+fn pack_f32(rows: &[WeightRow<'_>], depth: usize, pool: &Pool) -> Vec<f32> {
+    let panels = rows.len().div_ceil(PANEL);
+    let mut packed = vec![0.0; panels * depth * PANEL];
+    let pieces = Pieces::new(&mut packed);
+    pool.run(panels, rows.len() * depth, |panel| {
+        // SAFETY: an item is a panel.
+        let to = unsafe { pieces.piece(panel * depth * PANEL, depth * PANEL) };
+        with_f32(&rows[panel * PANEL..rows.len().min((panel + 1) * PANEL)], depth, |rows| {
+            for (at, row) in rows.iter().enumerate() {
+                to.iter_mut().skip(at).step_by(PANEL).zip(*row).for_each(|(to, from)| *to = *from);
+            }
+        });
+    });
     packed
+}
+
+/// Calls `f` with rows in f32; `f` does not come here again.
+pub(crate) fn with_f32<R>(rows: &[WeightRow<'_>], depth: usize, f: impl FnOnce(&[&[f32]]) -> R) -> R {
+    ROWS.with_borrow_mut(|room| {
+        room.resize(room.len().max(rows.len() * depth), 0.0);
+        let mut room = room.as_mut_slice();
+        let of = |row: &WeightRow<'_>| {
+            let (own, rest) = std::mem::take(&mut room).split_at_mut(depth);
+            room = rest;
+            row.read(own);
+            &*own
+        };
+        f(&rows.iter().map(of).collect::<Vec<_>>())
+    })
 }
 
 #[cfg(test)]
@@ -252,8 +292,11 @@ mod tests {
                 (WeightFormat::Nested, true, 0.06),
             ] {
                 // Two parts: the first has a bias, the second none.
-                let parts = [(values.as_slice(), Some(bias.as_slice())), (extra.as_slice(), None)];
-                let mut packer = Packer { memory: Memory::default(), pool: &pool, isa };
+                let parts = [
+                    (WeightMatrix::of(&values, depth), Some(bias.as_slice())),
+                    (WeightMatrix::of(&extra, depth), None),
+                ];
+                let mut packer = Packer { memory: Memory::default(), pool: &pool, isa, kept: None };
                 let matrix = Matrix::pack(&parts, depth, format, &mut packer).unwrap();
                 assert_eq!(matrix.width(), width + 2);
                 let mut rows = Rows::default();
@@ -286,8 +329,8 @@ mod tests {
         let pool = Pool::new(1, 0).unwrap();
         let values: Vec<f32> = (0..50 * 70).map(|at| (at % 255) as f32 - 127.0).collect();
         for (format, tolerance) in [(WeightFormat::F32, 0.0), (WeightFormat::Nested, 0.51)] {
-            let mut packer = Packer { memory: Memory::default(), pool: &pool, isa: Isa::widest() };
-            let matrix = Matrix::pack(&[(&values, None)], 70, format, &mut packer).unwrap();
+            let mut packer = Packer { memory: Memory::default(), pool: &pool, isa: Isa::widest(), kept: None };
+            let matrix = Matrix::pack(&[(WeightMatrix::of(&values, 70), None)], 70, format, &mut packer).unwrap();
             let mut row = [9.0; 70];
             for at in 0..50 {
                 matrix.row(at, 2.0, &mut row);

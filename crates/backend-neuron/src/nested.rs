@@ -1,15 +1,22 @@
 //! A matrix of nested weights: int8 codes in an upper and a lower nibble plane, in the order in which the kernels read them.
 //!
-//! In: rows of f32. Out: [`Nested`], its panels at 8 and at 4 bits, and single rows of it. Deliberately not here: products.
+//! In: rows as the model's files hold them. Out: [`Nested`], its panels at 8 and at 4 bits, and single rows of it. Deliberately not here: products.
 //!
-//! Groups of scales are 32 or 64 along the depth, a property of the matrix: 32 where that loses nothing, as for what Q8_0 files hold, and
-//! otherwise 64 unless that makes the error noticeably larger.
+//! Groups of scales are 32 or 64 along the depth, a property of the matrix: 32 for what Q8_0 files hold, whose codes and scales are taken as they
+//! are, and otherwise 64 unless that makes the error noticeably larger.
+
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+
+use holdfast_model::WeightRow;
 
 use crate::NeuronError;
 use crate::kernels::Isa;
 use crate::kernels::nested::{BLOCK, COLUMNS, HALF, LANE, PLANE, Panel, STEP, STEPS, from_f16};
-use crate::kernels::pack::{Power, pack_panel, quantise_group};
+use crate::kernels::pack::{Power, pack_panel, pack_q8_0, quantise_group};
 use crate::kernels::quantise::blocks;
+use crate::matrix::with_f32;
 use crate::memory::{Memory, Plane};
 use crate::pool::{Pieces, Pool};
 
@@ -21,6 +28,7 @@ const ERROR_RATIO_MAX: f64 = 1.2;
 /// `[width, depth]` in panels of 32 output features; the last panel and the last block are padded with zeros.
 #[derive(Debug)]
 pub(crate) struct Nested {
+    rows: usize,
     depth: usize,
     halves: bool,
     /// Scales are multiplied with it.
@@ -32,45 +40,133 @@ pub(crate) struct Nested {
     scales: Plane<u16>,
 }
 
+/// What a matrix is, beside its planes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Shape {
+    /// Output features, padding left out.
+    pub(crate) rows: usize,
+    pub(crate) depth: usize,
+    /// Groups are of 32.
+    pub(crate) halves: bool,
+    /// Scales are multiplied with it.
+    pub(crate) power: f32,
+}
+
+/// A panel that is being packed.
+struct PanelMut<'a> {
+    upper: &'a mut [u8],
+    lower: &'a mut [u8],
+    scales: &'a mut [u16],
+}
+
+/// What packing makes a matrix of.
+struct Planes {
+    upper: Plane<u8>,
+    lower: Plane<u8>,
+    scales: Plane<u16>,
+}
+
 impl Nested {
     /// Packs rows of `depth`.
     pub(crate) fn pack(
-        rows: &[&[f32]],
+        rows: &[WeightRow<'_>],
         depth: usize,
         memory: &mut Memory,
         pool: &Pool,
         isa: Isa,
     ) -> Result<Self, NeuronError> {
-        let largest = |row: &&[f32]| row.iter().fold(0u32, |most, value| most.max(value.to_bits() & 0x7fff_ffff));
+        let blocks = rows.iter().map(|row| if let WeightRow::Q8_0(blocks) = *row { Some(blocks) } else { None });
+        if let Some(blocks) = blocks.collect::<Option<Vec<&[u8]>>>()
+            && let Some(packed) = Self::pack_q8_0(&blocks, depth, memory, pool, isa)?
+        {
+            return Ok(packed);
+        }
         let mut sizes = vec![0u32; rows.len()];
         let pieces = Pieces::new(&mut sizes);
         pool.run(rows.len(), rows.len() * depth, |row| {
+            let largest = with_f32(&rows[row..=row], depth, |row| {
+                row[0].iter().fold(0u32, |most, value| most.max(value.to_bits() & 0x7fff_ffff))
+            });
             // SAFETY: an item is a row, and has its own element.
-            unsafe { pieces.piece(row, 1) }.fill(largest(&rows[row]));
+            unsafe { pieces.piece(row, 1) }.fill(largest);
         });
         let power = Power::of_largest(f32::from_bits(sizes.into_iter().max().unwrap_or(0)));
-        let halves = wants_halves(rows, power);
+        let halves = wants_halves(rows, depth, power);
+        let Planes { upper, lower, scales } =
+            Self::planes(rows.len(), depth, halves, memory, pool, |panel, planes| {
+                let PanelMut { upper, lower, scales } = planes;
+                with_f32(&rows[panel], depth, |rows| pack_panel(isa, rows, halves, power, upper, lower, scales));
+            })?;
+        Ok(Self { rows: rows.len(), depth, halves, power: power.down, upper, lower, scales })
+    }
 
-        let panels = rows.len().div_ceil(COLUMNS);
-        let plane = blocks(depth) * PLANE;
-        let scales_len = blocks(depth) * COLUMNS * if halves { 2 } else { 1 };
-        let mut upper = memory.zeros::<u8>(panels * plane)?;
-        let mut lower = memory.zeros::<u8>(panels * plane)?;
-        let mut scales = memory.zeros::<u16>(panels * scales_len)?;
-        let (uppers, lowers, all_scales) = (Pieces::new(&mut upper), Pieces::new(&mut lower), Pieces::new(&mut scales));
-        pool.run(panels, rows.len() * depth, |panel| {
-            let rows = &rows[panel * COLUMNS..rows.len().min((panel + 1) * COLUMNS)];
+    /// A matrix of zeros, to be written through [`Nested::bytes_mut`].
+    pub(crate) fn blank(shape: Shape, memory: &mut Memory) -> Result<Self, NeuronError> {
+        let Shape { rows, depth, halves, power } = shape;
+        let Planes { upper, lower, scales } = Planes::zeros(rows, depth, halves, memory)?;
+        Ok(Self { rows, depth, halves, power, upper, lower, scales })
+    }
+
+    pub(crate) fn shape(&self) -> Shape {
+        Shape { rows: self.rows, depth: self.depth, halves: self.halves, power: self.power }
+    }
+
+    /// Upper plane, lower plane and scales, as they lie in memory.
+    pub(crate) fn bytes(&self) -> [&[u8]; 3] {
+        [&self.upper, &self.lower, bytemuck::cast_slice(&self.scales)]
+    }
+
+    /// The same, to write them.
+    pub(crate) fn bytes_mut(&mut self) -> [&mut [u8]; 3] {
+        [&mut self.upper, &mut self.lower, bytemuck::cast_slice_mut(&mut self.scales)]
+    }
+
+    /// Packs rows of blocks of Q8_0 as they are, if all scales are what planes can hold.
+    fn pack_q8_0(
+        rows: &[&[u8]],
+        depth: usize,
+        memory: &mut Memory,
+        pool: &Pool,
+        isa: Isa,
+    ) -> Result<Option<Self>, NeuronError> {
+        let negative = AtomicBool::new(false);
+        let Planes { upper, lower, scales } = Self::planes(rows.len(), depth, true, memory, pool, |panel, planes| {
+            let mut found = false;
+            pack_q8_0(isa, &rows[panel], planes.upper, planes.lower, planes.scales, &mut found);
+            if found {
+                negative.store(true, Relaxed);
+            }
+        })?;
+        // Files keep every bit of an f16, so there is nothing to shift.
+        let packed = Self { rows: rows.len(), depth, halves: true, power: 1.0, upper, lower, scales };
+        Ok((!negative.into_inner()).then_some(packed))
+    }
+
+    /// Planes for `rows` rows, each panel written by `pack`, which gets the panel's rows.
+    fn planes(
+        rows: usize,
+        depth: usize,
+        halves: bool,
+        memory: &mut Memory,
+        pool: &Pool,
+        pack: impl Fn(Range<usize>, PanelMut<'_>) + Sync,
+    ) -> Result<Planes, NeuronError> {
+        let mut planes = Planes::zeros(rows, depth, halves, memory)?;
+        let Planes { upper, lower, scales } = &mut planes;
+        let (plane, scales_len) = panel_len(depth, halves);
+        let (uppers, lowers, all_scales) = (Pieces::new(upper), Pieces::new(lower), Pieces::new(scales));
+        pool.run(rows.div_ceil(COLUMNS), rows * depth, |panel| {
             // SAFETY: an item is a panel, and these are its own parts.
-            let (upper, lower, scales) = unsafe {
-                (
-                    uppers.piece(panel * plane, plane),
-                    lowers.piece(panel * plane, plane),
-                    all_scales.piece(panel * scales_len, scales_len),
-                )
+            let planes = unsafe {
+                PanelMut {
+                    upper: uppers.piece(panel * plane, plane),
+                    lower: lowers.piece(panel * plane, plane),
+                    scales: all_scales.piece(panel * scales_len, scales_len),
+                }
             };
-            pack_panel(isa, rows, halves, power, upper, lower, scales);
+            pack(panel * COLUMNS..rows.min((panel + 1) * COLUMNS), planes);
         });
-        Ok(Self { depth, halves, power: power.down, upper, lower, scales })
+        Ok(planes)
     }
 
     /// Blocks along the depth.
@@ -113,10 +209,32 @@ impl Nested {
     }
 }
 
+impl Planes {
+    fn zeros(rows: usize, depth: usize, halves: bool, memory: &mut Memory) -> Result<Self, NeuronError> {
+        let panels = rows.div_ceil(COLUMNS);
+        let (plane, scales) = panel_len(depth, halves);
+        Ok(Self {
+            upper: memory.zeros(panels * plane)?,
+            lower: memory.zeros(panels * plane)?,
+            scales: memory.zeros(panels * scales)?,
+        })
+    }
+}
+
+/// Bytes of a plane of a panel, and its scales.
+fn panel_len(depth: usize, halves: bool) -> (usize, usize) {
+    (blocks(depth) * PLANE, blocks(depth) * COLUMNS * if halves { 2 } else { 1 })
+}
+
 /// Whether scales should belong to 32 weights, not 64.
-fn wants_halves(rows: &[&[f32]], power: Power) -> bool {
-    let sample = || rows.iter().step_by(rows.len().div_ceil(SAMPLED).max(1));
-    let [halves, wholes] = [HALF, BLOCK].map(|group| sample().map(|row| error(row, group, power)).sum::<f64>());
+fn wants_halves(rows: &[WeightRow<'_>], depth: usize, power: Power) -> bool {
+    let (mut halves, mut wholes) = (0.0, 0.0);
+    for row in rows.iter().step_by(rows.len().div_ceil(SAMPLED).max(1)) {
+        with_f32(std::slice::from_ref(row), depth, |row| {
+            halves += error(row[0], HALF, power);
+            wholes += error(row[0], BLOCK, power);
+        });
+    }
     wholes > halves * ERROR_RATIO_MAX * ERROR_RATIO_MAX
 }
 
@@ -136,9 +254,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::kernels::pack::Q8_0_BYTES;
 
     fn packed(values: &[f32], depth: usize) -> Nested {
-        let rows: Vec<&[f32]> = values.chunks_exact(depth).collect();
+        let rows: Vec<_> = values.chunks_exact(depth).map(WeightRow::F32).collect();
         let pool = Pool::new(2, 0).unwrap();
         Nested::pack(&rows, depth, &mut Memory::default(), &pool, Isa::widest()).unwrap()
     }
@@ -149,29 +268,54 @@ mod tests {
         out
     }
 
-    /// Values of a Q8_0 file: codes of -127..=127, the largest in every group, times f16 scales.
-    fn of_q8_0(rng: &mut fastrand::Rng, len: usize) -> Vec<f32> {
-        let mut values = Vec::new();
-        while values.len() < len {
+    /// Blocks of a Q8_0 file, and what they stand for. `full` ones have 127 as their largest code, as ggml writes them.
+    fn of_q8_0(rng: &mut fastrand::Rng, groups: usize, full: bool) -> (Vec<u8>, Vec<f32>) {
+        let (mut bytes, mut values) = (Vec::new(), Vec::new());
+        for _ in 0..groups {
             // From what training leaves down to what f16 can hardly hold.
-            let scale = from_f16(rng.u16(1..0x2000));
-            let first = values.len();
-            values.extend((0..HALF).map(|_| f32::from(rng.i8(-127..=127)) * scale));
-            values[first + rng.usize(0..HALF)] = -127.0 * scale;
+            let half = rng.u16(1..0x2000);
+            let least = if full { -127 } else { -128 };
+            let mut codes: [i8; HALF] = std::array::from_fn(|_| rng.i8(least..=127));
+            if full {
+                codes[rng.usize(0..HALF)] = -127;
+            }
+            bytes.extend(half.to_le_bytes());
+            bytes.extend(codes.map(|code| code as u8));
+            values.extend(codes.map(|code| f32::from(code) * from_f16(half)));
         }
-        values.truncate(len);
-        values
+        (bytes, values)
+    }
+
+    fn packed_blocks(bytes: &[u8], depth: usize) -> Nested {
+        let rows: Vec<_> = bytes.chunks_exact(depth / HALF * Q8_0_BYTES).map(WeightRow::Q8_0).collect();
+        let pool = Pool::new(2, 0).unwrap();
+        Nested::pack(&rows, depth, &mut Memory::default(), &pool, Isa::widest()).unwrap()
     }
 
     #[test]
     fn what_q8_0_files_hold_is_kept_without_loss() {
         let mut rng = fastrand::Rng::with_seed(1);
         for (width, depth) in [(16, 64), (5, 96), (33, 1_024)] {
-            let values = of_q8_0(&mut rng, width * depth);
-            let nested = packed(&values, depth);
-            assert!(nested.halves);
-            assert_eq!(unpacked(&nested, width), values);
+            for full in [true, false] {
+                let (bytes, values) = of_q8_0(&mut rng, width * depth / HALF, full);
+                let nested = packed_blocks(&bytes, depth);
+                assert!(nested.halves);
+                assert_eq!(unpacked(&nested, width), values);
+                if full {
+                    // So it is by way of f32, where nothing but the values is known.
+                    assert_eq!(unpacked(&packed(&values, depth), width), values);
+                }
+            }
         }
+    }
+
+    #[test]
+    fn blocks_of_q8_0_with_a_sign_in_their_scales_go_through_f32() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let (mut bytes, mut values) = of_q8_0(&mut rng, 20 * 3, true);
+        bytes[10 * Q8_0_BYTES + 1] |= 0x80;
+        values[10 * HALF..11 * HALF].iter_mut().for_each(|value| *value = -*value);
+        assert_eq!(unpacked(&packed_blocks(&bytes, 96), 20), values);
     }
 
     #[test]

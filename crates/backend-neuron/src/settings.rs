@@ -3,6 +3,9 @@
 //! In: an operator's wishes. Out: checked numbers, or an error that names the setting. Deliberately not here: reading files or
 //! the environment.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use crate::Isa;
 use crate::kernels::attention::PAGE;
 use crate::program::{ChipChoice, ProgramError};
@@ -38,6 +41,17 @@ pub enum KvSize {
     Blocks(u32),
 }
 
+/// Where packed weights are kept on disk from one start to the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackingSettings {
+    /// Their directory; made when it is needed. Devices of several processes may share it.
+    pub directory: PathBuf,
+    /// Most bytes of all files in it: what was not used for longest makes room, and what is larger is not kept.
+    pub bytes_max: u64,
+    /// What takes less than this to pack is not kept.
+    pub after: Duration,
+}
+
 /// Settings of a [`crate::NeuronDevice`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct NeuronSettings {
@@ -61,6 +75,8 @@ pub struct NeuronSettings {
     pub context: Option<u32>,
     /// How weights are held.
     pub weights: WeightFormat,
+    /// Where nested weights are kept once they are packed; `None` packs them at every start.
+    pub packings: Option<PackingSettings>,
     /// Instruction set of the kernels; does not change any bit.
     pub isa: Isa,
     /// List price in USD per hour, if the operator set one.
@@ -83,6 +99,7 @@ impl Default for NeuronSettings {
             in_flight: 1,
             context: None,
             weights: WeightFormat::F32,
+            packings: None,
             isa: Isa::widest(),
             price_usd_per_hour: None,
             chip: ChipChoice::None,

@@ -8,7 +8,7 @@ use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDone, CopyTicket, S
 use holdfast_backend_neuron::{KvFormat, KvSize, NeuronDevice, NeuronSettings, WeightFormat};
 use holdfast_model::random::MicroFamily::{Gemma2, Gemma3, GptOss, Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
 use holdfast_model::random::{MICRO_VOCABULARY, MicroDtype, MicroRope, MicroShape};
-use holdfast_model::{DecoderConfig, Model, Reference, Weights};
+use holdfast_model::{DecoderConfig, Model, Reference, WeightMatrix, Weights};
 use holdfast_types::{DeviceDescription, LateInputs, Precision, SequenceStep, StepOutput, StepPlan};
 
 struct Candle(Reference);
@@ -159,8 +159,12 @@ struct Plain<'a> {
 }
 
 impl Plain<'_> {
-    fn product(x: &[f64], matrix: &[f32]) -> Vec<f64> {
-        matrix.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum()).collect()
+    fn product(x: &[f64], matrix: WeightMatrix<'_>) -> Vec<f64> {
+        matrix
+            .values()
+            .chunks_exact(x.len())
+            .map(|row| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum())
+            .collect()
     }
 
     fn norm(&self, x: &[f64], weight: &[f32]) -> Vec<f64> {
@@ -188,7 +192,7 @@ impl conformance::Reference for Plain<'_> {
         let mut kv = vec![Vec::<(Vec<f64>, Vec<f64>)>::new(); c.layers.len()];
         let mut all = Vec::new();
         for (position, token) in tokens.iter().enumerate() {
-            let row = &self.weights.embeddings()[*token as usize * c.hidden..][..c.hidden];
+            let row = &self.weights.embeddings().values()[*token as usize * c.hidden..][..c.hidden];
             let mut x: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
             for (index, layer) in c.layers.iter().enumerate() {
                 let w = self.weights.layer(index);

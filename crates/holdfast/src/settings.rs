@@ -5,9 +5,11 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::{Figment, Provider};
+use holdfast_backend_neuron::PackingSettings;
 use holdfast_backend_neuron::program::Buckets;
 use holdfast_backend_remote::DeviceAddress;
 use holdfast_types::Limits;
@@ -64,6 +66,12 @@ pub(crate) struct DeviceSettings {
     pub(crate) threads: usize,
     /// How weights are held: `f32` or `nested`.
     pub(crate) weights: Weights,
+    /// Where packed weights are kept from one start to the next; `packings` in `data_dir` unless set.
+    pub(crate) packing_dir: Option<PathBuf>,
+    /// Most bytes of all packed weights that are kept; 0 keeps none.
+    pub(crate) packing_bytes: u64,
+    /// Weights that are packed in less are not kept, milliseconds.
+    pub(crate) packing_after_ms: u64,
     /// How keys and values are held: `f32`, `bf16`, or `auto`: f32 with f32 weights, else bf16.
     pub(crate) kv_format: KvFormat,
     /// Memory of the KV pool of each model, bytes.
@@ -249,6 +257,9 @@ impl Default for DeviceSettings {
             step_timeout_s: 120,
             threads: 0,
             weights: Weights::F32,
+            packing_dir: None,
+            packing_bytes: 16 << 30,
+            packing_after_ms: 1_000,
             kv_format: KvFormat::Auto,
             kv_bytes: 256 << 20,
             block_tokens: 16,
@@ -384,6 +395,17 @@ impl Settings {
         self.models_dir.clone().unwrap_or_else(|| self.data_dir.join("models"))
     }
 
+    /// Where packed weights are kept, if they are.
+    pub(crate) fn packings(&self) -> Option<PackingSettings> {
+        let device = &self.device;
+        let directory = || device.packing_dir.clone().unwrap_or_else(|| self.data_dir.join("packings"));
+        (device.packing_bytes > 0).then(|| PackingSettings {
+            directory: directory(),
+            bytes_max: device.packing_bytes,
+            after: Duration::from_millis(device.packing_after_ms),
+        })
+    }
+
     /// What single values cannot say.
     fn check(&self) -> Result<(), SettingsError> {
         let wrong = |key, problem: String| Err(SettingsError::Meaning { key, problem });
@@ -495,6 +517,15 @@ mod tests {
         assert_eq!(load(None, none(), Toml::string(toml)).unwrap().settings.models_dir(), Path::new("/data/models"));
         let toml = "data_dir = \"/data\"\nmodels_dir = \"/srv\"";
         assert_eq!(load(None, none(), Toml::string(toml)).unwrap().settings.models_dir(), Path::new("/srv"));
+    }
+
+    #[test]
+    fn packed_weights_lie_in_the_data_directory_unless_said_otherwise() {
+        let packings = |toml: &str| load(None, none(), Toml::string(toml)).unwrap().settings.packings();
+        let directory = |toml: &str| packings(toml).unwrap().directory;
+        assert_eq!(directory("data_dir = \"/data\""), Path::new("/data/packings"));
+        assert_eq!(directory("data_dir = \"/data\"\n[device]\npacking_dir = \"/cache\""), Path::new("/cache"));
+        assert_eq!(packings("[device]\npacking_bytes = 0"), None);
     }
 
     #[test]

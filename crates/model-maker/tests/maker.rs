@@ -139,18 +139,18 @@ fn gguf_holds_the_same_weights_up_to_rounding() {
         let mut gguf = Gguf::of(&shape, format, 9);
         let LayerWeights { q, k, v, output, gate, up, down, attention_norm, ffn_norm, .. } = weights.layer(1);
         let expected = [
-            ("token_embd", weights.embeddings().to_vec(), 1.0),
-            ("output", weights.lm_head().to_vec(), 3.0 / 8.0),
+            ("token_embd", weights.embeddings().values().to_vec(), 1.0),
+            ("output", weights.lm_head().values().to_vec(), 3.0 / 8.0),
             ("output_norm", weights.final_norm().to_vec(), 0.0),
             ("blk.1.attn_norm", attention_norm.to_vec(), 0.0),
             ("blk.1.ffn_norm", ffn_norm.to_vec(), 0.0),
-            ("blk.1.attn_q", reordered(q, &q_rows), 2.0_f32.sqrt() / 8.0),
-            ("blk.1.attn_k", reordered(k, &k_rows), 2.0_f32.sqrt() / 8.0),
-            ("blk.1.attn_v", v.to_vec(), 1.0 / 8.0),
-            ("blk.1.attn_output", output.to_vec(), 1.0 / 8.0),
-            ("blk.1.ffn_gate", gate.to_vec(), 1.0 / 8.0),
-            ("blk.1.ffn_up", up.to_vec(), 1.0 / 8.0),
-            ("blk.1.ffn_down", down.to_vec(), 128.0_f32.sqrt().recip()),
+            ("blk.1.attn_q", reordered(q.values(), &q_rows), 2.0_f32.sqrt() / 8.0),
+            ("blk.1.attn_k", reordered(k.values(), &k_rows), 2.0_f32.sqrt() / 8.0),
+            ("blk.1.attn_v", v.values().to_vec(), 1.0 / 8.0),
+            ("blk.1.attn_output", output.values().to_vec(), 1.0 / 8.0),
+            ("blk.1.ffn_gate", gate.values().to_vec(), 1.0 / 8.0),
+            ("blk.1.ffn_up", up.values().to_vec(), 1.0 / 8.0),
+            ("blk.1.ffn_down", down.values().to_vec(), 128.0_f32.sqrt().recip()),
         ];
         assert_eq!(gguf.content.tensor_infos.len(), 2 * 9 + 3);
         for (name, expected, spread) in expected {

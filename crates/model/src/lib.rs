@@ -1,7 +1,7 @@
 //! A model on disk to memory: config, weights, tokenizer, template, and the reference forward pass.
 //!
 //! In: a [`ModelSource`], the built-in Pebble, a directory in Hugging Face layout or a GGUF file. Out: a [`Model`]: a decoder described by
-//! data ([`DecoderConfig`]), its [`Weights`] as f32, and everything about its text ([`ModelText`]); and [`Reference`], the
+//! data ([`DecoderConfig`]), its [`Weights`], and everything about its text ([`ModelText`]); and [`Reference`], the
 //! plain forward pass that every backend is compared with. The files are refused with a reason and a next step
 //! ([`ModelError`]) rather than half understood. Deliberately not here: fast kernels and quantisation (backends), sessions
 //! and what sampled tokens mean to a client (the worker), and anything that talks to a network.
@@ -49,4 +49,4 @@ pub use source::ModelSource;
 pub use stability::{HistoryRendering, LookBack, Stability};
 pub use template::DEFAULT as DEFAULT_TEMPLATE;
 pub use text::{ModelText, TextFiles};
-pub use weights::{LayerWeights, Weights};
+pub use weights::{LayerWeights, OtherRow, WeightMatrix, WeightRow, Weights};

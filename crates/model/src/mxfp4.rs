@@ -5,9 +5,9 @@
 //! Source: OCP Microscaling Formats (MX) Specification 1.0, element E2M1 and scale E8M0.
 
 /// Elements of a block.
-const ELEMENTS: usize = 32;
+pub(crate) const ELEMENTS: usize = 32;
 /// Bytes of a block: its scale, and two elements in each further byte.
-const BYTES: usize = 1 + ELEMENTS / 2;
+pub(crate) const BYTES: usize = 1 + ELEMENTS / 2;
 
 /// E2M1, by its four bits.
 pub(crate) const E2M1: [f32; 16] =

@@ -91,10 +91,10 @@ impl Reference {
         let layers = config.layers.iter().enumerate().map(|(i, layer)| Layer::new(config, layer, &weights.layer(i)));
         Ok(Self {
             config: config.clone(),
-            embedding: Tensor::from_slice(weights.embeddings(), (vocab, hidden), &Device::Cpu)?,
+            embedding: Tensor::from_slice(weights.embeddings().values(), (vocab, hidden), &Device::Cpu)?,
             layers: layers.collect::<Result<_>>()?,
             final_norm: vector(weights.final_norm())?,
-            lm_head: Tensor::from_slice(weights.lm_head(), (vocab, hidden), &Device::Cpu)?,
+            lm_head: Tensor::from_slice(weights.lm_head().values(), (vocab, hidden), &Device::Cpu)?,
         })
     }
 
@@ -197,12 +197,12 @@ impl Layer {
         let (hidden, q, kv) = (config.hidden, config.q_width(), config.kv_width());
         Ok(Self {
             attention_norm: vector(w.attention_norm)?,
-            q: Linear::new(w.q, w.q_bias, q, hidden)?,
-            k: Linear::new(w.k, w.k_bias, kv, hidden)?,
-            v: Linear::new(w.v, w.v_bias, kv, hidden)?,
+            q: Linear::new(w.q.values(), w.q_bias, q, hidden)?,
+            k: Linear::new(w.k.values(), w.k_bias, kv, hidden)?,
+            v: Linear::new(w.v.values(), w.v_bias, kv, hidden)?,
             qk_norm: w.q_norm.zip(w.k_norm).map(|(q, k)| Ok::<_, Error>((vector(q)?, vector(k)?))).transpose()?,
             sinks: w.sinks.map(|sinks| vector(sinks)?.reshape((config.heads, 1, 1))).transpose()?,
-            output: Linear::new(w.output, w.output_bias, hidden, q)?,
+            output: Linear::new(w.output.values(), w.output_bias, hidden, q)?,
             post_attention_norm: w.post_attention_norm.map(vector).transpose()?,
             ffn_norm: vector(w.ffn_norm)?,
             feed_forward: FeedForward::new(config, w)?,
@@ -222,16 +222,16 @@ impl FeedForward {
         };
         let gated = |i: usize| {
             Ok::<_, Error>(Gated {
-                gate: linear(i, w.gate, w.gate_bias, ffn, hidden)?,
-                up: linear(i, w.up, w.up_bias, ffn, hidden)?,
-                down: linear(i, w.down, w.down_bias, hidden, ffn)?,
+                gate: linear(i, w.gate.values(), w.gate_bias, ffn, hidden)?,
+                up: linear(i, w.up.values(), w.up_bias, ffn, hidden)?,
+                down: linear(i, w.down.values(), w.down_bias, hidden, ffn)?,
             })
         };
         match config.experts.zip(w.router) {
             None => Ok(Self::Dense(gated(0)?)),
             Some((experts, router)) => Ok(Self::Experts {
                 config: experts,
-                router: Linear::new(router, w.router_bias, experts.count, hidden)?,
+                router: Linear::new(router.values(), w.router_bias, experts.count, hidden)?,
                 experts: (0..experts.count).map(gated).collect::<Result<_>>()?,
             }),
         }

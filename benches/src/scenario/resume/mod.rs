@@ -6,7 +6,6 @@
 //! kill of the process leaves the system's caches whole, so losing power is not what this tests.
 
 mod evidence;
-mod page_cache;
 mod shown;
 mod stand;
 mod talk;

@@ -10,11 +10,11 @@ use std::time::Duration;
 use holdfast_client::v1;
 
 use super::evidence::{lost_events, lost_items};
-use super::page_cache;
 use super::talk::{Answered, Record, Talk};
 use crate::model::Chosen;
 use crate::player::stateless::Stateless;
 use crate::player::{Answer, Said, now};
+use crate::scenario::page_cache;
 use crate::server::{Launch, Server};
 
 /// Pieces of an answer that are read before it is interrupted.

@@ -11,13 +11,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
 use candle_core::safetensors::{BufferedSafetensors, MmapedSafetensors, SliceSafetensors};
 use holdfast_types::Digest;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError};
 use serde::Deserialize;
 
+use super::elements::Element;
 use crate::limits::{INDEX_BYTES_MAX, TEXT_BYTES_MAX, read_text};
 use crate::{ModelError, gguf, safetensors_header};
 
@@ -50,51 +50,6 @@ impl Stored<'_> {
         first * row..(first + count) * row
     }
 }
-
-/// Type of the elements of a tensor in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Element {
-    F32,
-    F16,
-    Bf16,
-    /// ggml's blocks of integers under common scales: one of [`BLOCKS`].
-    Blocks(GgmlDType),
-    /// Bytes, which only mean something together with other tensors.
-    U8,
-    /// Blocks of four-bit floats under a common power of two.
-    Mxfp4,
-    /// One that is not read, by its name.
-    Other(String),
-}
-
-impl Element {
-    /// The name that digests and messages use.
-    pub(crate) fn name(&self) -> &str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
-            Self::Blocks(dtype) => BLOCKS.iter().find(|(known, _)| known == dtype).map_or("blocks", |(_, name)| *name),
-            Self::U8 => "U8",
-            Self::Mxfp4 => "MXFP4",
-            Self::Other(name) => name,
-        }
-    }
-}
-
-/// The blocks that are read, by ggml's names.
-pub(crate) const BLOCKS: &[(GgmlDType, &str)] = &[
-    (GgmlDType::Q8_0, "Q8_0"),
-    (GgmlDType::Q5_0, "Q5_0"),
-    (GgmlDType::Q5_1, "Q5_1"),
-    (GgmlDType::Q4_0, "Q4_0"),
-    (GgmlDType::Q4_1, "Q4_1"),
-    (GgmlDType::Q6K, "Q6_K"),
-    (GgmlDType::Q5K, "Q5_K"),
-    (GgmlDType::Q4K, "Q4_K"),
-    (GgmlDType::Q3K, "Q3_K"),
-    (GgmlDType::Q2K, "Q2_K"),
-];
 
 /// One file of tensors, wherever its bytes are.
 pub(super) enum File {

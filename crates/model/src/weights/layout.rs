@@ -1,7 +1,7 @@
 //! What the files of a model must hold, and how they hold it.
 //!
 //! In: open files, and the config that says which tensors there must be. Out: [`Weights`], each tensor checked: its name, shape, type and
-//! finiteness, or the error that names the first that is wrong. Deliberately not here: bytes to f32 (`mod`, `experts`).
+//! finiteness, or the error that names the first that is wrong. Deliberately not here: bytes to f32 (`elements`, `experts`).
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -11,9 +11,11 @@ use std::sync::Arc;
 
 use holdfast_types::Digest;
 
+use super::elements::{self, Element, Unread};
 use super::experts::{Alternating, BLOCK_BYTES};
-use super::files::{Element, File, Stored};
-use super::{OnRead, Unread, Values, Weights};
+use super::files::{File, Stored};
+use super::matrix::{InFile, Values, interleaved_row};
+use super::{OnRead, Weights};
 use crate::error::some_names;
 use crate::gguf::{self, ROPE_TENSORS};
 use crate::{DecoderConfig, GgufForm, LayerPart, ModelError, Storage, TensorNames, TensorRole, TensorSpec};
@@ -121,7 +123,7 @@ impl Layout {
             let share = |bytes: u64| bytes * rows.0.len() as u64 / rows.1.max(1) as u64;
             bytes_read += spec.in_files().iter().map(|name| share(bytes_of(name))).sum::<u64>();
             let values = reader.read(spec, rows)?;
-            parameters += values.as_slice().len() as u64;
+            parameters += values.len() as u64;
             on_read(bytes_read, bytes_total);
             tensors.insert(spec.role, values);
         }
@@ -187,28 +189,14 @@ impl Reader<'_> {
     /// One tensor of the config. `rows` are its rows of the tensor with its name, and how many that one has.
     fn read(&self, spec: &TensorSpec, (rows, rows_in_all): (Range<usize>, usize)) -> Result<Values, ModelError> {
         match spec.storage {
-            Storage::Rows => {
-                let mut shape = spec.shape.clone();
-                shape[0] = rows_in_all;
-                let first = rows.start * shape.iter().skip(1).product::<usize>();
-                let mut values = self.values(&spec.name, &shape, rows)?;
-                if self.layout.interleaved && is_turned(spec.role) {
-                    values = Values::Owned(half_split(values.as_slice(), self.config.head_dim, spec.shape[0]));
-                }
-                self.finite(&spec.name, values.as_slice(), |index| first + index)?;
-                let offset = self.layout.norm_offset;
-                if offset != 0.0 && spec.role.is_norm() {
-                    values = Values::Owned(values.as_slice().iter().map(|weight| weight + offset).collect());
-                }
-                Ok(values)
-            }
+            Storage::Rows => self.rows(spec, rows, rows_in_all),
             Storage::Transposed { from, of } => {
                 let part = spec.alternating(from, of);
                 let depth = spec.shape.get(2).copied();
                 let shape: Vec<_> = [part.experts].into_iter().chain(depth).chain([of * part.outputs]).collect();
-                let values = part.transposed(self.values(&spec.name, &shape, 0..part.experts)?.as_slice());
+                let values = part.transposed(&self.values(&spec.name, &shape, 0..part.experts)?);
                 self.finite(&spec.name, &values, |index| part.place(index))?;
-                Ok(Values::Owned(values))
+                Ok(Values::Owned { values, depth: part.depth })
             }
             Storage::Packed { from, of } => {
                 let part = spec.alternating(from, of);
@@ -223,20 +211,46 @@ impl Reader<'_> {
                     (row * of + from) * per_row + element / (2 * BLOCK_BYTES)
                 };
                 self.finite(&names[1], &values, scale_of)?;
-                Ok(Values::Owned(values))
+                Ok(Values::Owned { values, depth: part.depth })
             }
         }
     }
 
+    /// Rows of a tensor: a matrix stays in the file, anything else is converted.
+    fn rows(&self, spec: &TensorSpec, rows: Range<usize>, rows_in_all: usize) -> Result<Values, ModelError> {
+        let (name, mut shape) = (&spec.name, spec.shape.clone());
+        shape[0] = rows_in_all;
+        let head = (self.layout.interleaved && is_turned(spec.role)).then_some(self.config.head_dim);
+        if let [_, .., _] = *shape {
+            let (file, stored) = self.stored(name, &shape)?;
+            let (place, depth) = (stored.rows(rows.start, rows.len()), shape[shape.len() - 1]);
+            let first = rows.start * shape[1..].iter().product::<usize>();
+            let bad = elements::first_not_finite(&stored.element, &stored.bytes[place.clone()], depth);
+            return match bad.map_err(|unread| self.unread(name, &stored, unread))? {
+                Some((index, value)) => Err(self.not_finite(name, first + index, value)),
+                None => Ok(Values::InFile(InFile::new(file, name, &stored, place, head))),
+            };
+        }
+        let first = rows.start;
+        let mut values = self.values(name, &shape, rows)?;
+        self.finite(name, &values, |index| first + index)?;
+        if let Some(head) = head {
+            values = (0..values.len()).map(|row| values[interleaved_row(row, head)]).collect();
+        }
+        if spec.role.is_norm() {
+            values.iter_mut().for_each(|weight| *weight += self.layout.norm_offset);
+        }
+        Ok(Values::Owned { values, depth: 1 })
+    }
+
     /// Rows of a tensor of this shape, in f32.
-    fn values(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Values, ModelError> {
-        let (file, stored) = self.stored(name, shape)?;
-        Values::take(file, name, &stored, rows).map_err(|unread| match unread {
-            Unread::Dtype => self.wrong_dtype(name, &stored, self.layout.read),
-            Unread::Blocks(problem) => {
-                ModelError::Weights { path: self.path.to_owned(), problem: format!("tensor {name}: {problem}") }
-            }
-        })
+    fn values(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>, ModelError> {
+        let (_, stored) = self.stored(name, shape)?;
+        let mut values = vec![0.0; rows.len() * shape[1..].iter().product::<usize>()];
+        let place = stored.rows(rows.start, rows.len());
+        let read = elements::read(&stored.element, &stored.bytes[place], &mut values);
+        read.map_err(|unread| self.unread(name, &stored, unread))?;
+        Ok(values)
     }
 
     /// The bytes of a tensor of this shape.
@@ -260,6 +274,15 @@ impl Reader<'_> {
         Ok((file, stored))
     }
 
+    fn unread(&self, name: &str, stored: &Stored<'_>, why: Unread) -> ModelError {
+        match why {
+            Unread::Dtype => self.wrong_dtype(name, stored, self.layout.read),
+            Unread::Blocks(problem) => {
+                ModelError::Weights { path: self.path.to_owned(), problem: format!("tensor {name}: {problem}") }
+            }
+        }
+    }
+
     fn wrong_dtype(&self, name: &str, stored: &Stored<'_>, read: &'static str) -> ModelError {
         let found = stored.element.name().to_owned();
         ModelError::WrongDtype { path: self.path.to_owned(), name: name.to_owned(), found, read }
@@ -268,12 +291,13 @@ impl Reader<'_> {
     /// Refuses what is not finite; `place` says where in the file an element lies.
     fn finite(&self, name: &str, values: &[f32], place: impl Fn(usize) -> usize) -> Result<(), ModelError> {
         match values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
-            Some((index, &value)) => {
-                let (path, name) = (self.path.to_owned(), name.to_owned());
-                Err(ModelError::NonFinite { path, name, index: place(index), value })
-            }
+            Some((index, &value)) => Err(self.not_finite(name, place(index), value)),
             None => Ok(()),
         }
+    }
+
+    fn not_finite(&self, name: &str, index: usize, value: f32) -> ModelError {
+        ModelError::NonFinite { path: self.path.to_owned(), name: name.to_owned(), index, value }
     }
 }
 
@@ -295,40 +319,14 @@ fn is_turned(role: TensorRole) -> bool {
     matches!(role, TensorRole::Layer(_, Q | K | QBias | KBias))
 }
 
-/// Undoes llama.cpp's `LlamaModel.permute`: of each head, rows 2i and 2i + 1 become rows i and i + head_dim / 2.
-fn half_split(values: &[f32], head_dim: usize, rows: usize) -> Vec<f32> {
-    let (width, half) = (values.len() / rows, head_dim / 2);
-    let mut out = Vec::with_capacity(values.len());
-    for head in values.chunks_exact(head_dim * width) {
-        for row in 0..head_dim {
-            let from = 2 * (row % half) + row / half;
-            out.extend_from_slice(&head[from * width..(from + 1) * width]);
-        }
-    }
-    out
-}
-
 fn digest(found: &Found) -> Digest {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"holdfast weights 1\n");
     for (name, file) in found {
         if let Some(stored) = file.get(name) {
             hasher.update(format!("{name} {} {:?}\n", stored.element.name(), stored.shape).as_bytes());
-            hasher.update(stored.bytes);
+            hasher.update_rayon(stored.bytes);
         }
     }
     Digest(*hasher.finalize().as_bytes())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::half_split;
-
-    #[test]
-    fn interleaved_heads_become_half_split() {
-        // Two heads of four rows of one, as llama.cpp writes rows 0 to 7.
-        assert_eq!(half_split(&[0., 2., 1., 3., 4., 6., 5., 7.], 4, 8), [0., 1., 2., 3., 4., 5., 6., 7.]);
-        let rows_of_two = [0., 1., 4., 5., 2., 3., 6., 7.];
-        assert_eq!(half_split(&rows_of_two, 4, 4), [0., 1., 2., 3., 4., 5., 6., 7.]);
-    }
 }

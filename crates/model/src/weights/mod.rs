@@ -1,38 +1,38 @@
-//! Weights: files of tensors to f32 tensors by role.
+//! Weights: files of tensors to tensors by role.
 //!
-//! In: files, open, and the config that says which tensors there must be. Out: [`Weights`], row-major `[out, in]` slices of
-//! f32, straight from the mapping where the file holds f32, converted once otherwise; and a digest over names, types, shapes
-//! and bytes. Everything is checked here, so that a backend can trust it: names, shapes, types and finiteness. Deliberately not
-//! here: the files themselves (`files`), what they must hold (`layout`), quantisation, and layouts that a device likes.
+//! In: files, open, and the config that says which tensors there must be. Out: [`Weights`]: vectors in f32, and matrices `[out, in]` that
+//! stay where the files have them until someone takes their rows (`matrix`); and a digest over names, types, shapes and bytes.
+//! Everything is checked here, so that a backend can trust it: names, shapes, types and finiteness. Deliberately not here: the
+//! files themselves (`files`), what they must hold (`layout`), quantisation, and layouts that a device likes.
 
+mod elements;
 mod experts;
 mod files;
 mod layout;
+mod matrix;
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
-use candle_core::quantized::GgmlDType;
-use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use holdfast_types::Digest;
 
-use crate::mxfp4;
 use crate::{DecoderConfig, GgufForm, LayerPart, ModelError, TensorRole, gguf};
 #[cfg(test)]
-pub(crate) use files::BLOCKS;
+pub(crate) use elements::BLOCKS;
+pub(crate) use elements::Element;
 use files::File;
-pub(crate) use files::{Element, Stored, WeightBytes, verify_checksums};
+pub(crate) use files::{Stored, WeightBytes, verify_checksums};
 use layout::Layout;
+use matrix::Values;
+pub use matrix::{OtherRow, WeightMatrix, WeightRow};
 
 /// Hears how many bytes of tensors were read, and how many there are.
 pub(crate) type OnRead<'a> = dyn FnMut(u64, u64) + 'a;
 
 /// The weights of a model, checked against its config.
 ///
-/// Immutable once made. Slices live as long as the value does; those of f32 files point into the mapping.
+/// Immutable once made. What it gives lives as long as the value does; rows of matrices point into the mapping.
 pub struct Weights {
     tensors: HashMap<TensorRole, Values>,
     layers: usize,
@@ -46,13 +46,13 @@ pub struct LayerWeights<'a> {
     /// `[hidden]`.
     pub attention_norm: &'a [f32],
     /// `[heads * head_dim, hidden]`.
-    pub q: &'a [f32],
+    pub q: WeightMatrix<'a>,
     /// `[kv_heads * head_dim, hidden]`.
-    pub k: &'a [f32],
+    pub k: WeightMatrix<'a>,
     /// `[kv_heads * head_dim, hidden]`.
-    pub v: &'a [f32],
+    pub v: WeightMatrix<'a>,
     /// `[hidden, heads * head_dim]`.
-    pub output: &'a [f32],
+    pub output: WeightMatrix<'a>,
     /// `[head_dim]`.
     pub q_norm: Option<&'a [f32]>,
     /// `[head_dim]`.
@@ -72,15 +72,15 @@ pub struct LayerWeights<'a> {
     /// `[hidden]`.
     pub ffn_norm: &'a [f32],
     /// `[experts, hidden]`; absent without experts.
-    pub router: Option<&'a [f32]>,
+    pub router: Option<WeightMatrix<'a>>,
     /// `[experts]`.
     pub router_bias: Option<&'a [f32]>,
     /// `[ffn, hidden]`; with experts, these and the biases begin with a dimension `experts`.
-    pub gate: &'a [f32],
+    pub gate: WeightMatrix<'a>,
     /// `[ffn, hidden]`.
-    pub up: &'a [f32],
+    pub up: WeightMatrix<'a>,
     /// `[hidden, ffn]`.
-    pub down: &'a [f32],
+    pub down: WeightMatrix<'a>,
     /// `[ffn]`.
     pub gate_bias: Option<&'a [f32]>,
     /// `[ffn]`.
@@ -93,18 +93,23 @@ pub struct LayerWeights<'a> {
 
 impl Weights {
     /// Token embedding, `[vocab_size, hidden]`.
-    pub fn embeddings(&self) -> &[f32] {
-        self.needed(TensorRole::Embedding)
+    pub fn embeddings(&self) -> WeightMatrix<'_> {
+        self.needed(TensorRole::Embedding).matrix()
     }
 
     /// Norm before the output matrix, `[hidden]`.
     pub fn final_norm(&self) -> &[f32] {
-        self.needed(TensorRole::FinalNorm)
+        self.needed(TensorRole::FinalNorm).as_slice()
     }
 
     /// Output matrix, `[vocab_size, hidden]`; the embedding when tied.
-    pub fn lm_head(&self) -> &[f32] {
-        self.tensor(TensorRole::LmHead).unwrap_or_else(|| self.embeddings())
+    pub fn lm_head(&self) -> WeightMatrix<'_> {
+        self.tensors.get(&TensorRole::LmHead).map_or_else(|| self.embeddings(), Values::matrix)
+    }
+
+    /// Whether the output matrix is the embedding.
+    pub fn is_tied(&self) -> bool {
+        !self.tensors.contains_key(&TensorRole::LmHead)
     }
 
     /// One layer.
@@ -113,14 +118,15 @@ impl Weights {
     /// When `index` is not below the number of layers, as for a slice.
     pub fn layer(&self, index: usize) -> LayerWeights<'_> {
         assert!(index < self.layers, "layer {index} of {}", self.layers);
-        let needed = |part| self.needed(TensorRole::Layer(index, part));
+        let needed = |part| self.needed(TensorRole::Layer(index, part)).as_slice();
+        let matrix = |part| self.needed(TensorRole::Layer(index, part)).matrix();
         let optional = |part| self.tensor(TensorRole::Layer(index, part));
         LayerWeights {
             attention_norm: needed(LayerPart::AttentionNorm),
-            q: needed(LayerPart::Q),
-            k: needed(LayerPart::K),
-            v: needed(LayerPart::V),
-            output: needed(LayerPart::Output),
+            q: matrix(LayerPart::Q),
+            k: matrix(LayerPart::K),
+            v: matrix(LayerPart::V),
+            output: matrix(LayerPart::Output),
             q_norm: optional(LayerPart::QNorm),
             k_norm: optional(LayerPart::KNorm),
             q_bias: optional(LayerPart::QBias),
@@ -130,11 +136,11 @@ impl Weights {
             sinks: optional(LayerPart::Sinks),
             post_attention_norm: optional(LayerPart::PostAttentionNorm),
             ffn_norm: needed(LayerPart::FfnNorm),
-            router: optional(LayerPart::Router),
+            router: self.tensors.get(&TensorRole::Layer(index, LayerPart::Router)).map(Values::matrix),
             router_bias: optional(LayerPart::RouterBias),
-            gate: needed(LayerPart::Gate),
-            up: needed(LayerPart::Up),
-            down: needed(LayerPart::Down),
+            gate: matrix(LayerPart::Gate),
+            up: matrix(LayerPart::Up),
+            down: matrix(LayerPart::Down),
             gate_bias: optional(LayerPart::GateBias),
             up_bias: optional(LayerPart::UpBias),
             down_bias: optional(LayerPart::DownBias),
@@ -142,7 +148,7 @@ impl Weights {
         }
     }
 
-    /// A tensor by its role; `None` when the config has none.
+    /// A tensor by its role, in f32; `None` when the config has none. Of a matrix, as [`WeightMatrix::values`] gives it.
     pub fn tensor(&self, role: TensorRole) -> Option<&[f32]> {
         self.tensors.get(&role).map(Values::as_slice)
     }
@@ -157,9 +163,9 @@ impl Weights {
         self.parameters
     }
 
-    fn needed(&self, role: TensorRole) -> &[f32] {
+    fn needed(&self, role: TensorRole) -> &Values {
         #[expect(clippy::expect_used, reason = "every tensor that the config asks for was put in by `check`")]
-        self.tensor(role).expect("a checked tensor")
+        self.tensors.get(&role).expect("a checked tensor")
     }
 
     /// Reads the weights of a directory.
@@ -200,104 +206,5 @@ impl Weights {
 impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Weights({} parameters, {})", self.parameters, self.digest)
-    }
-}
-
-/// One tensor's elements.
-enum Values {
-    /// In the file, little-endian and aligned: seen where they lie, at these of the tensor's bytes.
-    InFile { file: Arc<File>, name: String, place: Range<usize> },
-    /// Converted.
-    Owned(Vec<f32>),
-}
-
-impl Values {
-    /// Takes `rows` of a tensor as they are, or converts them.
-    fn take(file: &Arc<File>, name: &str, stored: &Stored<'_>, rows: Range<usize>) -> Result<Self, Unread> {
-        let place = stored.rows(rows.start, rows.len());
-        let bytes = &stored.bytes[place.clone()];
-        let halves = |convert: fn([u8; 2]) -> f32| bytes.chunks_exact(2).map(|b| convert([b[0], b[1]])).collect();
-        match &stored.element {
-            Element::F32 if cfg!(target_endian = "little") && bytemuck::try_cast_slice::<u8, f32>(bytes).is_ok() => {
-                Ok(Self::InFile { file: file.clone(), name: name.to_owned(), place })
-            }
-            Element::F32 => {
-                Ok(Self::Owned(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
-            }
-            Element::Bf16 => Ok(Self::Owned(halves(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)))),
-            Element::F16 => Ok(Self::Owned(halves(|b| half_to_f32(u16::from_le_bytes(b))))),
-            Element::Blocks(dtype) => {
-                let mut shape = stored.shape.clone();
-                shape[0] = rows.len();
-                dequantised(*dtype, bytes, shape)
-            }
-            Element::Mxfp4 => Ok(Self::Owned(mxfp4::to_f32(bytes))),
-            Element::U8 | Element::Other(_) => Err(Unread::Dtype),
-        }
-    }
-
-    fn as_slice(&self) -> &[f32] {
-        match self {
-            Self::Owned(values) => values,
-            #[expect(
-                clippy::expect_used,
-                reason = "`take` made this variant after the same look-up and cast succeeded"
-            )]
-            Self::InFile { file, name, place } => {
-                let stored = file.get(name).expect("a tensor that was there");
-                bytemuck::try_cast_slice(&stored.bytes[place.clone()]).expect("bytes that were aligned")
-            }
-        }
-    }
-}
-
-/// Why elements were not taken.
-enum Unread {
-    /// The type is not read.
-    Dtype,
-    /// candle cannot take the blocks apart.
-    Blocks(String),
-}
-
-/// Blocks of quantised elements to f32. Tensors are aligned as the container promises and blocks have an even number of bytes,
-/// which is what the blocks' scales need.
-fn dequantised(dtype: GgmlDType, bytes: &[u8], shape: Vec<usize>) -> Result<Values, Unread> {
-    let tensor = qtensor_from_ggml(dtype, bytes, shape, &Device::Cpu);
-    let values = tensor.and_then(|tensor| tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1());
-    values.map(Values::Owned).map_err(|e| Unread::Blocks(e.to_string()))
-}
-
-/// IEEE 754 binary16 to binary32, exact.
-fn half_to_f32(bits: u16) -> f32 {
-    let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };
-    let (exponent, fraction) = (i32::from(bits >> 10 & 0x1f), f32::from(bits & 0x3ff));
-    match exponent {
-        0 => sign * fraction * 2_f32.powi(-24),
-        0x1f if fraction == 0.0 => sign * f32::INFINITY,
-        0x1f => f32::NAN,
-        _ => sign * (1.0 + fraction / 1024.0) * 2_f32.powi(exponent - 15),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::half_to_f32;
-
-    #[test]
-    fn halves_convert_exactly() {
-        for (bits, value) in [
-            (0x0000, 0.0),
-            (0x8000, -0.0),
-            (0x3c00, 1.0),
-            (0xc000, -2.0),
-            (0x7bff, 65_504.0),
-            (0x0400, 6.103_515_6e-5),
-            (0x0001, 5.960_464_5e-8),
-            (0x3555, 0.333_251_95),
-            (0xfc00, f32::NEG_INFINITY),
-        ] {
-            assert_eq!(half_to_f32(bits).to_bits(), f32::to_bits(value), "{bits:#06x}");
-        }
-        assert!(half_to_f32(0x7e00).is_nan());
     }
 }

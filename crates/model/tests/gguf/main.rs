@@ -203,7 +203,7 @@ fn mxfp4_is_read_where_the_header_says_so() {
     }
     file.mxfp4.insert(NAME.to_owned(), blocks.clone());
     let model = file.load().unwrap();
-    let up = model.weights().layer(0).up;
+    let up = model.weights().layer(0).up.values();
     let element = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
     for (i, values) in up.chunks_exact(32).enumerate() {
         let scale = 2_f32.powi(i as i32 % 10 - 7);

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 ///
 /// # Errors
 /// When a file cannot be read, with its path.
-pub(super) fn drop_files(paths: &[&Path]) -> anyhow::Result<Option<usize>> {
+pub(crate) fn drop_files(paths: &[&Path]) -> anyhow::Result<Option<usize>> {
     if !cfg!(target_os = "linux") {
         return Ok(None);
     }
