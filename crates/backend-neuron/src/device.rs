@@ -278,7 +278,7 @@ fn describe(
     Ok(DeviceDescription {
         name: format!("neuron:{} (cpu, {threads})", settings.ordinal),
         backend: "neuron".to_owned(),
-        numerics_class: NumericsClass::new(&format!("neuron/{weights_class}/{kv_class}/r2")),
+        numerics_class: NumericsClass::new(&format!("neuron/{weights_class}/{kv_class}/r3")),
         weights: weights.digest(),
         kv_layout: layout_name(settings.kv_format(), settings.block_tokens),
         block_tokens: settings.block_tokens,

@@ -8,7 +8,8 @@ use holdfast_model::{WeightMatrix, WeightRow};
 
 use crate::kernels::Isa;
 use crate::kernels::matmul::{self, PANEL, TILE};
-use crate::kernels::nested::{self, COLUMNS, Panel, UNPACKED_BLOCKS, Unpacked};
+use crate::kernels::nested::{self, BLOCK, COLUMNS, Panel, Sums, UNPACKED_BLOCKS, Unpacked};
+use crate::kernels::quantise::quantise_row;
 use crate::memory::Memory;
 use crate::nested::Nested;
 use crate::packings::Kept;
@@ -22,9 +23,17 @@ pub(crate) type Part<'a> = (WeightMatrix<'a>, Option<&'a [f32]>);
 /// Multiply-adds that a thread takes at once, about; with few rows, reading a weight counts for four. Enough that taking costs nothing
 /// beside them, and little enough that threads end together.
 const WORK_PER_ITEM: usize = 256 << 10;
-/// Up to so many rows, reading the weights takes longer than multiplying.
-const FEW_ROWS: usize = 64;
-const FEW_BLOCKS: usize = 2;
+/// Up to so many tiles, memory is what they wait for, and fewer blocks at a time keep all that is read ahead in the nearest cache.
+const FEW_TILES: usize = 8;
+const FEW_BLOCKS: usize = 4;
+/// Codes of rows beyond which they leave the second cache between two panels, so that some panels are multiplied with a part of the
+/// depth before the next part is.
+const CODES_NEAR: usize = 1 << 20;
+const PANELS_TOGETHER: usize = 4;
+/// Items that a thread should find all the same, so that threads end together.
+const ITEMS_PER_THREAD: usize = 8;
+/// Panels of a block of a gated product's output, of each of its two matrices.
+const PANELS_PER_BLOCK: usize = BLOCK / COLUMNS;
 
 thread_local! {
     /// A thread's own room, made once, so that a step allocates nothing.
@@ -33,12 +42,19 @@ thread_local! {
     static ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Room for the product of one panel with many rows.
-#[derive(Default)]
+/// Room for products of some panels with many rows.
 struct Room {
     unpacked: Unpacked,
-    /// A row's, in the order of tiles.
-    sums: Vec<[f32; COLUMNS]>,
+    /// `[panels][rows]`, rows in the order of tiles.
+    sums: Vec<Sums>,
+    /// `[gate, up][rows of a tile]`.
+    gated: [[[f32; BLOCK]; nested::TILE]; 2],
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { unpacked: Unpacked::new(), sums: Vec::new(), gated: [[[0.0; BLOCK]; nested::TILE]; 2] }
+    }
 }
 
 /// What packing needs.
@@ -160,70 +176,91 @@ impl Matrix {
 
     fn multiply_nested(&self, nested: &Nested, rows: &Rows, out: Pieces<'_>, pool: &Pool, isa: Isa) {
         let panels = self.width.div_ceil(COLUMNS);
-        let per_item = (WORK_PER_ITEM / (COLUMNS * self.depth * rows.count().max(4))).max(1);
+        let are_near = rows.count() * self.depth <= CODES_NEAR;
+        let most_together = panels / (ITEMS_PER_THREAD * pool.threads());
+        let together = if are_near { 1 } else { PANELS_TOGETHER.min(most_together).max(1) };
+        let per_item = (WORK_PER_ITEM / (COLUMNS * self.depth * rows.count().max(4))).max(together);
         pool.run(panels.div_ceil(per_item), rows.count() * self.width * self.depth, |item| {
-            for panel in item * per_item..panels.min((item + 1) * per_item) {
+            for first in (item * per_item..panels.min((item + 1) * per_item)).step_by(together) {
+                let panels = first..panels.min(first + together);
                 for narrow in [false, true] {
-                    self.multiply_panel(nested.panel(panel, narrow), rows, rows.tiles(narrow), isa, |row, sums| {
-                        let first = panel * COLUMNS;
-                        let len = COLUMNS.min(self.width - first);
-                        // SAFETY: a panel has columns of its own and belongs to one item, and its rows are stored one after the other.
-                        let target = unsafe { out.piece(row * self.width + first, len) };
-                        target.copy_from_slice(&sums[..len]);
-                        self.add_bias(first, target);
+                    let each = panels.clone().map(|panel| nested.panel(panel, narrow));
+                    multiply_panels(each, rows, narrow, isa, |room| {
+                        for (panel, sums) in panels.clone().zip(room.sums.chunks_exact(rows.count_of(narrow).max(1))) {
+                            let first = panel * COLUMNS;
+                            let len = COLUMNS.min(self.width - first);
+                            for (row, Sums(sums)) in rows.order(narrow).iter().zip(sums) {
+                                // SAFETY: a panel has columns of its own and belongs to one item, and its rows are stored one after the other.
+                                let target = unsafe { out.piece(row * self.width + first, len) };
+                                match target.as_chunks_mut::<COLUMNS>().0 {
+                                    [whole] => *whole = *sums,
+                                    _ => target.copy_from_slice(&sums[..len]),
+                                }
+                                self.add_bias(first, target);
+                            }
+                        }
                     });
                 }
             }
         });
     }
 
-    /// One panel times tiles of one precision. Planes are read once: in registers for one tile, and for more by some blocks at a time.
-    fn multiply_panel(
+    /// `activate(rows * self^T + bias, rows * up^T + its bias)`, quantised into `out`, which has begun as `rows` have. What the products are,
+    /// nobody else sees: it never leaves the caches. Both matrices are nested and have one shape.
+    ///
+    /// Returns false, and does nothing, if they are not nested.
+    pub(crate) fn multiply_gated(
         &self,
-        panel: Panel<'_>,
+        up: &Self,
         rows: &Rows,
-        tiles: &[RowTile],
+        out: &mut Rows,
+        pool: &Pool,
         isa: Isa,
-        store: impl Fn(usize, &[f32; COLUMNS]),
-    ) {
-        let store_tile = |tile: &RowTile, sums: &[[f32; COLUMNS]]| {
-            rows.of(tile).iter().zip(sums).for_each(|(row, sums)| store(*row, sums));
-        };
-        if tiles.is_empty() {
-            return;
-        }
-        if let [tile] = tiles {
-            let mut sums = [[0.0; COLUMNS]; nested::TILE];
-            nested::stream(isa, rows.tile(tile), panel, &mut sums);
-            store_tile(tile, &sums);
-            return;
-        }
-        ROOM.with_borrow_mut(|room| {
-            let Room { unpacked, sums } = &mut **room;
-            let count = tiles.iter().map(|tile| rows.of(tile).len()).sum();
-            sums.resize(count, [0.0; COLUMNS]);
-            // Few rows: memory is what they wait for, and little at a time lets it go on while they are multiplied.
-            let at_once = if count <= FEW_ROWS { FEW_BLOCKS } else { UNPACKED_BLOCKS };
-            for first in (0..panel.blocks()).step_by(at_once) {
-                let blocks = at_once.min(panel.blocks() - first);
-                nested::unpack(isa, panel.part(first, blocks), unpacked);
-                let next = first + blocks..panel.blocks().min(first + 2 * blocks);
-                let next = panel.part(next.start, next.len());
-                let mut sums = sums.as_mut_slice();
-                for (number, tile) in tiles.iter().enumerate() {
-                    nested::ask(next, number, tiles.len());
-                    let (own, others) = sums.split_at_mut(rows.of(tile).len());
-                    if first == 0 {
-                        own.fill([0.0; COLUMNS]);
+        activate: impl Fn(&mut [f32], &[f32]) + Sync,
+    ) -> bool {
+        let (Values::Nested(gate_values), Values::Nested(up_values)) = (&self.values, &up.values) else { return false };
+        assert_eq!((self.width, self.depth), (up.width, up.depth), "gate and up have one shape");
+        let panels = self.width.div_ceil(COLUMNS);
+        let out = out.quantised(self.width);
+        let work = 2 * rows.count() * self.width * self.depth;
+        pool.run(panels.div_ceil(PANELS_PER_BLOCK), work, |block| {
+            let panels = block * PANELS_PER_BLOCK..panels.min((block + 1) * PANELS_PER_BLOCK);
+            let first = block * BLOCK;
+            let len = BLOCK.min(self.width - first);
+            for narrow in [false, true] {
+                let both = [gate_values, up_values].into_iter();
+                let each = both.flat_map(|values| panels.clone().map(move |panel| values.panel(panel, narrow)));
+                let count = rows.count_of(narrow);
+                multiply_panels(each, rows, narrow, isa, |Room { sums, gated, .. }| {
+                    let mut at = 0;
+                    for tile in rows.tiles(narrow) {
+                        let len_of_tile = rows.of(tile).len();
+                        for (side, (values, matrix)) in gated.iter_mut().zip([self, up]).enumerate() {
+                            for panel in 0..panels.len() {
+                                let sums = &sums[(side * panels.len() + panel) * count + at..][..len_of_tile];
+                                for (values, Sums(sums)) in values.iter_mut().zip(sums) {
+                                    values[panel * COLUMNS..][..COLUMNS].copy_from_slice(sums);
+                                }
+                            }
+                            for values in &mut values[..len_of_tile] {
+                                matrix.add_bias(first, &mut values[..len]);
+                                values[len..].fill(0.0);
+                            }
+                        }
+                        let [gate, up] = gated;
+                        let values = gate[..len_of_tile].as_flattened_mut();
+                        activate(values, up[..len_of_tile].as_flattened());
+                        // SAFETY: an item is a block of every tile, and no other has it.
+                        let mut to = unsafe { out.block(tile, block) };
+                        for (row, values) in values.as_chunks::<BLOCK>().0.iter().enumerate() {
+                            quantise_row(isa, &values[..len], narrow, row, &mut to);
+                        }
+                        at += len_of_tile;
                     }
-                    nested::product(isa, rows.tile(tile).part(first, blocks), unpacked, own);
-                    if first + blocks == panel.blocks() {
-                        store_tile(tile, own);
-                    }
-                    sums = others;
-                }
+                });
             }
         });
+        true
     }
 
     /// Adds the biases of columns from `first` on.
@@ -237,6 +274,47 @@ impl Matrix {
     fn f32_panel<'a>(&self, values: &'a [f32], panel: usize) -> &'a [f32] {
         &values[panel * self.depth * PANEL..(panel + 1) * self.depth * PANEL]
     }
+}
+
+/// Products of panels of one depth with all rows of one precision; `then` gets them in its room. Planes are read once, by the first tile, and
+/// where others follow it keeps them unpacked for these, some blocks at a time.
+fn multiply_panels<'a>(
+    panels: impl Iterator<Item = Panel<'a>> + Clone,
+    rows: &Rows,
+    narrow: bool,
+    isa: Isa,
+    then: impl FnOnce(&mut Room),
+) {
+    let Some((first_tile, others)) = rows.tiles(narrow).split_first() else { return };
+    ROOM.with_borrow_mut(|room| {
+        let Room { unpacked, sums, .. } = &mut **room;
+        let count = rows.count_of(narrow);
+        sums.clear();
+        sums.resize(panels.clone().count() * count, Sums::ZERO);
+        if others.is_empty() {
+            for (panel, sums) in panels.zip(sums.chunks_exact_mut(count)) {
+                nested::stream(isa, rows.tile(first_tile), panel, sums);
+            }
+            return then(room);
+        }
+        let blocks = panels.clone().next().map_or(0, |panel| panel.blocks());
+        let at_once = if others.len() < FEW_TILES { FEW_BLOCKS } else { UNPACKED_BLOCKS };
+        for first in (0..blocks).step_by(at_once) {
+            let part = at_once.min(blocks - first);
+            for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(count)) {
+                let panel = panel.part(first, part);
+                let (own, mut sums) = sums.split_at_mut(rows.of(first_tile).len());
+                nested::unpack(isa, rows.tile(first_tile).part(first, part), panel, unpacked, own);
+                let mut ahead = Some(panel);
+                for tile in others {
+                    let (own, rest) = sums.split_at_mut(rows.of(tile).len());
+                    nested::product(isa, rows.tile(tile).part(first, part), unpacked, ahead.take(), own);
+                    sums = rest;
+                }
+            }
+        }
+        then(room);
+    });
 }
 
 fn pack_f32(rows: &[WeightRow<'_>], depth: usize, pool: &Pool) -> Vec<f32> {
@@ -302,7 +380,7 @@ mod tests {
                 let mut rows = Rows::default();
                 // In a mixed batch, every third row is of the other precision, which the tolerance of 4 bits bounds too.
                 let mixed = |row: usize| narrow && row % 3 != 1;
-                rows.begin((0..count).map(mixed));
+                rows.begin((0..count).map(mixed), false);
                 rows.fill(depth, format, &pool, isa, |row, out| out.copy_from_slice(&x[row * depth..][..depth]));
                 let mut out = vec![9.0; count * (width + 2)];
                 matrix.multiply(&rows, &mut out, &pool, isa);

@@ -108,7 +108,7 @@ fn the_description_says_what_was_set() {
     assert_eq!((d.name.as_str(), d.backend.as_str()), ("neuron:0 (cpu, 2 threads)", "neuron"));
     assert_eq!(
         (d.numerics_class.as_str(), d.precisions.as_slice()),
-        ("neuron/f32/kv-f32/r2", [Precision::Native].as_slice())
+        ("neuron/f32/kv-f32/r3", [Precision::Native].as_slice())
     );
     assert_eq!((d.limits.context, d.epoch, d.weights), (100, 1, model.weights().digest()));
     let elements = 2 * 2 * (2 * 16) * 16;
@@ -119,7 +119,7 @@ fn the_description_says_what_was_set() {
     let d = device.describe();
     assert_eq!(
         (d.numerics_class.as_str(), d.precisions.as_slice()),
-        ("neuron/nested/kv-bf16/r2", [Int8, Int4].as_slice())
+        ("neuron/nested/kv-bf16/r3", [Int8, Int4].as_slice())
     );
     assert_eq!((d.kv_groups[0].blocks, d.limits.context), (24, 384), "the pool bounds the context");
 

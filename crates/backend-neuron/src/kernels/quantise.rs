@@ -3,7 +3,7 @@
 //! In: f32. Out: codes in -127..=127 and scales, `value ≈ code * scale`. A row is quantised by itself, group by group, never with its
 //! batch. Deliberately not here: products of codes, and which groups a matrix has.
 
-use super::nested::{BLOCK, HALF, SHIFTS, TileMut, shift};
+use super::nested::{BLOCK, HALF, SHIFTS, TileMut, biased, shift};
 use super::{LANES, kernel};
 
 /// Largest code. -128 is not used: codes are symmetric.
@@ -43,10 +43,10 @@ kernel! {
                     sum += i32::from(*code);
                 }
                 let shift = shift(sum, narrow);
-                shifts[half * rows + at] = shift;
+                shifts[half * rows + at] = biased(shift);
                 total += shift;
             }
-            shifts[2 * rows + at] = total;
+            shifts[2 * rows + at] = biased(total);
         }
     }
 }
@@ -100,7 +100,7 @@ mod tests {
                     let sum = |codes: &[i8]| codes.iter().map(|code| i32::from(*code)).sum::<i32>();
                     let halves = [sum(&own[..HALF]), sum(&own[HALF..])].map(|sum| shift(sum, narrow));
                     let got: Vec<i32> = (0..SHIFTS).map(|of| shifts[(block * SHIFTS + of) * rows + at]).collect();
-                    assert_eq!(got, [halves[0], halves[1], halves[0] + halves[1]]);
+                    assert_eq!(got, [halves[0], halves[1], halves[0] + halves[1]].map(biased));
                 }
                 let others = codes.chunks(BLOCK).enumerate().filter(|(place, _)| place % rows != at);
                 assert!(others.flat_map(|(_, codes)| codes).all(|code| *code == 9), "other rows stay");
