@@ -76,6 +76,7 @@ impl Work {
     fn matrix_bytes(&self, (rows, columns): (usize, usize)) -> f64 {
         match self.weights {
             WeightFormat::F32 => (rows * columns) as f64 * F32_BYTES,
+            WeightFormat::Bf16 => (rows * columns) as f64 * F32_BYTES / 2.0,
             WeightFormat::Nested => (rows * columns.next_multiple_of(NESTED_BLOCK)) as f64 * NESTED_BYTES,
         }
     }

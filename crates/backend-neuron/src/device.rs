@@ -232,6 +232,7 @@ fn describe(
 ) -> Result<DeviceDescription, NeuronError> {
     let (weights_class, precisions) = match settings.weights {
         WeightFormat::F32 => ("f32", vec![Precision::Native]),
+        WeightFormat::Bf16 => ("bf16", vec![Precision::Native]),
         WeightFormat::Nested => ("nested", vec![Precision::Int8, Precision::Int4]),
     };
     let kv_class = match settings.kv_format() {

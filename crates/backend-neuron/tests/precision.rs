@@ -118,12 +118,15 @@ fn eight_bits_cost_less_than_a_percent_of_perplexity() {
     let sequences = written(&model, &prompts);
     let of = |weights, precision| perplexity(&model, weights, precision, &prompts, &sequences);
     let f32 = of(WeightFormat::F32, Precision::Native);
+    let bf16 = of(WeightFormat::Bf16, Precision::Native);
     let [int8, int4] = [Precision::Int8, Precision::Int4].map(|precision| of(WeightFormat::Nested, precision));
     println!(
-        "perplexity: f32 {f32:.4}, 8 bits {:+.3}%, 4 bits {:+.2}%",
+        "perplexity: f32 {f32:.4}, bf16 {:+.3}%, 8 bits {:+.3}%, 4 bits {:+.2}%",
+        (bf16 / f32 - 1.0) * 100.0,
         (int8 / f32 - 1.0) * 100.0,
         (int4 / f32 - 1.0) * 100.0
     );
+    assert!((bf16 / f32 - 1.0).abs() < 0.002, "{bf16} of {f32}");
     assert!((int8 / f32 - 1.0).abs() < 0.01, "{int8} of {f32}");
     assert!(int4 < 2.0 * f32, "{int4} of {f32}");
 }

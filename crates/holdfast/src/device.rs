@@ -120,6 +120,7 @@ pub(crate) fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Resu
         max_step_rows: device.max_step_rows,
         weights: match device.weights {
             Weights::F32 => WeightFormat::F32,
+            Weights::Bf16 => WeightFormat::Bf16,
             Weights::Nested => WeightFormat::Nested,
         },
         kv_format: match device.kv_format {

@@ -64,7 +64,7 @@ pub(crate) struct DeviceSettings {
     pub(crate) step_timeout_s: u64,
     /// Threads of the CPU device; 0 is one per core.
     pub(crate) threads: usize,
-    /// How weights are held: `f32` or `nested`.
+    /// How weights are held: `f32`, `bf16` or `nested`.
     pub(crate) weights: Weights,
     /// Where packed weights are kept from one start to the next; `packings` in `data_dir` unless set.
     pub(crate) packing_dir: Option<PathBuf>,
@@ -100,6 +100,8 @@ pub(crate) enum DeviceKind {
 pub(crate) enum Weights {
     /// As they are.
     F32,
+    /// Rounded to bf16.
+    Bf16,
     /// 8-bit codes with a scale per group of 32 or 64, in two planes of 4 bits: read at 8 bits, or at 4.
     Nested,
 }
