@@ -33,6 +33,8 @@ impl Work {
         let kv_value_bytes = match format {
             KvFormat::F32 => F32_BYTES,
             KvFormat::Bf16 => F32_BYTES / 2.0,
+            // A code and its share of the scale of a head.
+            KvFormat::Int8 => 1.0 + F32_BYTES / self.config.head_dim as f64,
         };
         Self { kv_value_bytes, ..self }
     }

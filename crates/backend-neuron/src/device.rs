@@ -238,6 +238,7 @@ fn describe(
     let kv_class = match settings.kv_format() {
         KvFormat::F32 => "kv-f32",
         KvFormat::Bf16 => "kv-bf16",
+        KvFormat::Int8 => "kv-int8",
     };
     let mut kv_groups: Vec<KvGroup> = Vec::new();
     for (number, layer) in config.layers.iter().enumerate() {

@@ -33,6 +33,9 @@ pub enum KvFormat {
     /// Rounded to the nearest bf16, ties to even: half the bytes, and nearly twice the speed where long contexts are read. Arithmetic
     /// stays f32.
     Bf16,
+    /// Codes of -127 to 127 with one f32 scale for the key, and one for the value, of each position and head: little more than a quarter of the
+    /// bytes of f32. Arithmetic stays f32.
+    Int8,
 }
 
 /// How much KV the device holds.

@@ -158,6 +158,17 @@ fn bf16_weights_are_the_reference_where_the_files_hold_bf16() {
     }
 }
 
+/// Keys and values in 8 bits are a model nearby that agrees with itself bit for bit, blocks out and in among it.
+#[test]
+fn keys_and_values_in_int8_are_near_the_reference() {
+    let settings = NeuronSettings { kv_format: Some(KvFormat::Int8), ..settings() };
+    for shape in shapes() {
+        let model = MicroShape { experts: 2, ..shape }.build().unwrap();
+        let report = suite(&model, &settings, Tolerance { abs: 0.4, rel: 0.0 });
+        assert!(report.relative_rms_error < 0.012, "{report:?}");
+    }
+}
+
 #[test]
 fn other_shapes_of_the_device_pass_too() {
     let model = MicroShape { seed: 6, ..MicroShape::default() }.build().unwrap();

@@ -165,7 +165,7 @@ fn long_contexts_give_the_same_bits_alone_and_beside_others() {
     let model = shape.build().unwrap();
     let tokens: Vec<u32> = (0..2_200).map(|at| (at * 31 + at / 7) % 250).collect();
     let table: Vec<u32> = (0..138).rev().collect();
-    for kv_format in [KvFormat::F32, KvFormat::Bf16] {
+    for kv_format in [KvFormat::F32, KvFormat::Bf16, KvFormat::Int8] {
         let logits = |threads: usize, isa: Isa, chunks: &[usize], others: u32| {
             let settings = NeuronSettings {
                 threads,

@@ -127,6 +127,7 @@ pub(crate) fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Resu
             KvFormat::Auto => None,
             KvFormat::F32 => Some(holdfast_backend_neuron::KvFormat::F32),
             KvFormat::Bf16 => Some(holdfast_backend_neuron::KvFormat::Bf16),
+            KvFormat::Int8 => Some(holdfast_backend_neuron::KvFormat::Int8),
         },
         packings: settings.packings(),
         chip: devices::chip(settings),

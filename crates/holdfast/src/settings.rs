@@ -72,7 +72,7 @@ pub(crate) struct DeviceSettings {
     pub(crate) packing_bytes: u64,
     /// Weights that are packed in less are not kept, milliseconds.
     pub(crate) packing_after_ms: u64,
-    /// How keys and values are held: `f32`, `bf16`, or `auto`: f32 with f32 weights, else bf16.
+    /// How keys and values are held: `f32`, `bf16`, `int8`, or `auto`: f32 with f32 weights, else bf16.
     pub(crate) kv_format: KvFormat,
     /// Memory of the KV pool of each model, bytes.
     pub(crate) kv_bytes: u64,
@@ -116,6 +116,8 @@ pub(crate) enum KvFormat {
     F32,
     /// Rounded to bf16.
     Bf16,
+    /// In 8 bits, with a scale for each key and value.
+    Int8,
 }
 
 /// `[chip]`: what it says changes modelled figures only.
