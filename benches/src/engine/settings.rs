@@ -45,8 +45,9 @@ impl Settings {
             "device.weights" => {
                 self.device.weights = match value {
                     "f32" => WeightFormat::F32,
+                    "bf16" => WeightFormat::Bf16,
                     "nested" => WeightFormat::Nested,
-                    _ => bail!("f32 or nested"),
+                    _ => bail!("f32, bf16 or nested"),
                 }
             }
             "device.kv_format" => {
@@ -54,7 +55,8 @@ impl Settings {
                     "auto" => None,
                     "f32" => Some(KvFormat::F32),
                     "bf16" => Some(KvFormat::Bf16),
-                    _ => bail!("auto, f32 or bf16"),
+                    "int8" => Some(KvFormat::Int8),
+                    _ => bail!("auto, f32, bf16 or int8"),
                 }
             }
             "scheduler.prefill_chunk_tokens" => self.chunk_tokens = count()?,
@@ -74,6 +76,8 @@ mod tests {
         let set = |pair: &str| Settings::of(&[pair.to_owned()]);
         assert_eq!(set("device.weights=nested").unwrap().device.weights, WeightFormat::Nested);
         assert_eq!(set("device.kv_format=bf16").unwrap().device.kv_format, Some(KvFormat::Bf16));
+        assert_eq!(set("device.weights=bf16").unwrap().device.weights, WeightFormat::Bf16);
+        assert_eq!(set("device.kv_format=int8").unwrap().device.kv_format, Some(KvFormat::Int8));
         assert_eq!(set("device.threads = 3").unwrap().device.threads, 3);
         assert_eq!(set("device.kv_bytes=1000000").unwrap().device.kv, KvSize::Bytes(1_000_000));
         assert_eq!(set("scheduler.prefill_chunk_tokens=64").unwrap().chunk_tokens, 64);

@@ -232,11 +232,13 @@ fn describe(
 ) -> Result<DeviceDescription, NeuronError> {
     let (weights_class, precisions) = match settings.weights {
         WeightFormat::F32 => ("f32", vec![Precision::Native]),
+        WeightFormat::Bf16 => ("bf16", vec![Precision::Native]),
         WeightFormat::Nested => ("nested", vec![Precision::Int8, Precision::Int4]),
     };
     let kv_class = match settings.kv_format() {
         KvFormat::F32 => "kv-f32",
         KvFormat::Bf16 => "kv-bf16",
+        KvFormat::Int8 => "kv-int8",
     };
     let mut kv_groups: Vec<KvGroup> = Vec::new();
     for (number, layer) in config.layers.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Matrices as the kernels like them: in panels, in f32 or nested.
+//! Matrices as the kernels like them: in panels, in f32, in bf16 or nested.
 //!
 //! In: rows as the model's files hold them. Out: [`Matrix`], and products of [`crate::rows::Rows`] with it. Deliberately not here: what the matrices mean.
 
@@ -7,10 +7,10 @@ use std::cell::RefCell;
 use holdfast_model::{WeightMatrix, WeightRow};
 
 use crate::kernels::Isa;
-use crate::kernels::matmul::{self, PANEL, TILE};
+use crate::kernels::matmul::{Bf16, PANEL, TILE, Weight};
 use crate::kernels::nested::{self, BLOCK, COLUMNS, Panel, Sums, UNPACKED_BLOCKS, Unpacked};
 use crate::kernels::quantise::quantise_row;
-use crate::memory::Memory;
+use crate::memory::{Memory, Plane};
 use crate::nested::Nested;
 use crate::packings::Kept;
 use crate::pool::{Pieces, Pool};
@@ -80,6 +80,8 @@ pub(crate) struct Matrix {
 enum Values {
     /// `[panel][depth][PANEL]`; the last panel is padded with zeros.
     F32(Vec<f32>),
+    /// The same.
+    Bf16(Plane<Bf16>),
     Nested(Nested),
 }
 
@@ -103,7 +105,16 @@ impl Matrix {
             }
         }
         let values = match format {
-            WeightFormat::F32 => Values::F32(pack_f32(&rows, depth, packer.pool)),
+            WeightFormat::F32 => {
+                let mut packed = vec![0.0; rows.len().div_ceil(PANEL) * depth * PANEL];
+                pack_wide(&rows, depth, &mut packed, packer.pool, |value| value);
+                Values::F32(packed)
+            }
+            WeightFormat::Bf16 => {
+                let mut packed = packer.memory.zeros(rows.len().div_ceil(PANEL) * depth * PANEL)?;
+                pack_wide(&rows, depth, &mut packed, packer.pool, Bf16::nearest);
+                Values::Bf16(packed)
+            }
             WeightFormat::Nested => {
                 let Packer { memory, pool, isa, kept } = packer;
                 let kept = kept.as_mut().map(|kept| kept.next(rows.len(), depth, memory, pool)).transpose()?.flatten();
@@ -129,10 +140,8 @@ impl Matrix {
     /// Row `row` times `scale`, `[depth]`, without the bias.
     pub(crate) fn row(&self, row: usize, scale: f32, out: &mut [f32]) {
         match &self.values {
-            Values::F32(values) => {
-                let panel = self.f32_panel(values, row / PANEL).iter().skip(row % PANEL).step_by(PANEL);
-                out.iter_mut().zip(panel).for_each(|(out, value)| *out = value * scale);
-            }
+            Values::F32(values) => self.wide_row(values, row, scale, out),
+            Values::Bf16(values) => self.wide_row(values, row, scale, out),
             Values::Nested(nested) => nested.row(row, scale, out),
         }
     }
@@ -142,15 +151,21 @@ impl Matrix {
         assert_eq!(out.len(), rows.count() * self.width, "one output row per input row");
         let out = Pieces::new(out);
         match &self.values {
-            Values::F32(values) => self.multiply_f32(values, rows, out, pool, isa),
+            Values::F32(values) => self.multiply_wide(values, rows, out, pool, isa),
+            Values::Bf16(values) => self.multiply_wide(values, rows, out, pool, isa),
             Values::Nested(nested) => self.multiply_nested(nested, rows, out, pool, isa),
         }
     }
 
-    fn multiply_f32(&self, values: &[f32], rows: &Rows, out: Pieces<'_>, pool: &Pool, isa: Isa) {
+    fn wide_row<W: Weight>(&self, values: &[W], row: usize, scale: f32, out: &mut [f32]) {
+        let panel = self.wide_panel(values, row / PANEL).iter().skip(row % PANEL).step_by(PANEL);
+        out.iter_mut().zip(panel).for_each(|(out, weight)| *out = weight.value() * scale);
+    }
+
+    fn multiply_wide<W: Weight>(&self, values: &[W], rows: &Rows, out: Pieces<'_>, pool: &Pool, isa: Isa) {
         let count = rows.count();
         pool.run(self.width.div_ceil(PANEL), count * self.width * self.depth, |panel| {
-            let weights = self.f32_panel(values, panel);
+            let weights = self.wide_panel(values, panel);
             let first_column = panel * PANEL;
             let store = |row: usize, sums: &[f32; PANEL]| {
                 let len = PANEL.min(self.width - first_column);
@@ -163,12 +178,12 @@ impl Matrix {
             for first in (0..whole).step_by(TILE) {
                 let mut sums = [[0.0; PANEL]; TILE];
                 let x = std::array::from_fn(|row| rows.row(first + row));
-                matmul::f32_tile(isa, &x, weights, &mut sums);
+                W::tile(isa, &x, weights, &mut sums);
                 sums.iter().enumerate().for_each(|(row, sums)| store(first + row, sums));
             }
             for row in whole..count {
                 let mut sums = [[0.0; PANEL]];
-                matmul::f32_row(isa, &[rows.row(row)], weights, &mut sums);
+                W::row(isa, &[rows.row(row)], weights, &mut sums);
                 store(row, &sums[0]);
             }
         });
@@ -271,7 +286,7 @@ impl Matrix {
         }
     }
 
-    fn f32_panel<'a>(&self, values: &'a [f32], panel: usize) -> &'a [f32] {
+    fn wide_panel<'a, W>(&self, values: &'a [W], panel: usize) -> &'a [W] {
         &values[panel * self.depth * PANEL..(panel + 1) * self.depth * PANEL]
     }
 }
@@ -317,20 +332,24 @@ fn multiply_panels<'a>(
     });
 }
 
-fn pack_f32(rows: &[WeightRow<'_>], depth: usize, pool: &Pool) -> Vec<f32> {
-    let panels = rows.len().div_ceil(PANEL);
-    let mut packed = vec![0.0; panels * depth * PANEL];
-    let pieces = Pieces::new(&mut packed);
-    pool.run(panels, rows.len() * depth, |panel| {
+/// Packs rows into `[panel][depth][PANEL]`.
+fn pack_wide<W: Send>(
+    rows: &[WeightRow<'_>],
+    depth: usize,
+    packed: &mut [W],
+    pool: &Pool,
+    of: impl Fn(f32) -> W + Sync,
+) {
+    let pieces = Pieces::new(packed);
+    pool.run(rows.len().div_ceil(PANEL), rows.len() * depth, |panel| {
         // SAFETY: an item is a panel.
         let to = unsafe { pieces.piece(panel * depth * PANEL, depth * PANEL) };
         with_f32(&rows[panel * PANEL..rows.len().min((panel + 1) * PANEL)], depth, |rows| {
             for (at, row) in rows.iter().enumerate() {
-                to.iter_mut().skip(at).step_by(PANEL).zip(*row).for_each(|(to, from)| *to = *from);
+                to.iter_mut().skip(at).step_by(PANEL).zip(*row).for_each(|(to, from)| *to = of(*from));
             }
         });
     });
-    packed
 }
 
 /// Calls `f` with rows in f32; `f` does not come here again.
@@ -366,6 +385,7 @@ mod tests {
             let x: Vec<f32> = (0..count * depth).map(|_| rng.f32() - 0.5).collect();
             for (format, narrow, tolerance) in [
                 (WeightFormat::F32, false, 1e-5),
+                (WeightFormat::Bf16, false, 0.002),
                 (WeightFormat::Nested, false, 0.008),
                 (WeightFormat::Nested, true, 0.06),
             ] {
@@ -406,7 +426,8 @@ mod tests {
     fn rows_are_what_was_packed() {
         let pool = Pool::new(1, 0).unwrap();
         let values: Vec<f32> = (0..50 * 70).map(|at| (at % 255) as f32 - 127.0).collect();
-        for (format, tolerance) in [(WeightFormat::F32, 0.0), (WeightFormat::Nested, 0.51)] {
+        // bf16 has eight digits, which is what these whole numbers need.
+        for (format, tolerance) in [(WeightFormat::F32, 0.0), (WeightFormat::Bf16, 0.0), (WeightFormat::Nested, 0.51)] {
             let mut packer = Packer { memory: Memory::default(), pool: &pool, isa: Isa::widest(), kept: None };
             let matrix = Matrix::pack(&[(WeightMatrix::of(&values, 70), None)], 70, format, &mut packer).unwrap();
             let mut row = [9.0; 70];

@@ -120,12 +120,14 @@ pub(crate) fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Resu
         max_step_rows: device.max_step_rows,
         weights: match device.weights {
             Weights::F32 => WeightFormat::F32,
+            Weights::Bf16 => WeightFormat::Bf16,
             Weights::Nested => WeightFormat::Nested,
         },
         kv_format: match device.kv_format {
             KvFormat::Auto => None,
             KvFormat::F32 => Some(holdfast_backend_neuron::KvFormat::F32),
             KvFormat::Bf16 => Some(holdfast_backend_neuron::KvFormat::Bf16),
+            KvFormat::Int8 => Some(holdfast_backend_neuron::KvFormat::Int8),
         },
         packings: settings.packings(),
         chip: devices::chip(settings),

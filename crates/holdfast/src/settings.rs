@@ -64,7 +64,7 @@ pub(crate) struct DeviceSettings {
     pub(crate) step_timeout_s: u64,
     /// Threads of the CPU device; 0 is one per core.
     pub(crate) threads: usize,
-    /// How weights are held: `f32` or `nested`.
+    /// How weights are held: `f32`, `bf16` or `nested`.
     pub(crate) weights: Weights,
     /// Where packed weights are kept from one start to the next; `packings` in `data_dir` unless set.
     pub(crate) packing_dir: Option<PathBuf>,
@@ -72,7 +72,7 @@ pub(crate) struct DeviceSettings {
     pub(crate) packing_bytes: u64,
     /// Weights that are packed in less are not kept, milliseconds.
     pub(crate) packing_after_ms: u64,
-    /// How keys and values are held: `f32`, `bf16`, or `auto`: f32 with f32 weights, else bf16.
+    /// How keys and values are held: `f32`, `bf16`, `int8`, or `auto`: f32 with f32 weights, else bf16.
     pub(crate) kv_format: KvFormat,
     /// Memory of the KV pool of each model, bytes.
     pub(crate) kv_bytes: u64,
@@ -100,6 +100,8 @@ pub(crate) enum DeviceKind {
 pub(crate) enum Weights {
     /// As they are.
     F32,
+    /// Rounded to bf16.
+    Bf16,
     /// 8-bit codes with a scale per group of 32 or 64, in two planes of 4 bits: read at 8 bits, or at 4.
     Nested,
 }
@@ -114,6 +116,8 @@ pub(crate) enum KvFormat {
     F32,
     /// Rounded to bf16.
     Bf16,
+    /// In 8 bits, with a scale for each key and value.
+    Int8,
 }
 
 /// `[chip]`: what it says changes modelled figures only.
