@@ -25,6 +25,16 @@ pub enum WeightFormat {
     Nested,
 }
 
+/// Models with fewer parameters are held as they come unless someone says otherwise: they are small and quick in any format.
+const SMALL_PARAMETERS: u64 = 64_000_000;
+
+impl WeightFormat {
+    /// What a model of this many parameters should have where nobody says anything: nested, unless it is small.
+    pub fn for_parameters(parameters: u64) -> Self {
+        if parameters < SMALL_PARAMETERS { Self::F32 } else { Self::Nested }
+    }
+}
+
 /// How keys and values are held. Decides the numerics class and the layout of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvFormat {
@@ -183,6 +193,13 @@ impl NeuronSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn small_models_are_held_as_they_come() {
+        let of = WeightFormat::for_parameters;
+        assert_eq!([of(1_870_000), of(63_999_999)], [WeightFormat::F32; 2]);
+        assert_eq!([of(64_000_000), of(8_000_000_000)], [WeightFormat::Nested; 2]);
+    }
 
     #[test]
     fn errors_name_the_setting() {

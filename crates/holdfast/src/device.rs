@@ -104,11 +104,11 @@ async fn listen(address: &DeviceAddress, insecure: bool) -> anyhow::Result<Liste
 
 /// A CPU device that holds a model.
 fn local(settings: &Settings, place: usize, model: &Model) -> anyhow::Result<NeuronDevice> {
-    Ok(NeuronDevice::new(model.config(), model.weights(), &neuron_settings(settings, place)?)?)
+    Ok(NeuronDevice::new(model.config(), model.weights(), &neuron_settings(settings, place, model)?)?)
 }
 
-/// Settings of the CPU device for the `place`th model.
-pub(crate) fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Result<NeuronSettings> {
+/// Settings of the CPU device for `model`, the `place`th.
+pub(crate) fn neuron_settings(settings: &Settings, place: usize, model: &Model) -> anyhow::Result<NeuronSettings> {
     let device = &settings.device;
     let defaults = NeuronSettings::default();
     Ok(NeuronSettings {
@@ -119,6 +119,7 @@ pub(crate) fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Resu
         slots: device.slots,
         max_step_rows: device.max_step_rows,
         weights: match device.weights {
+            Weights::Auto => WeightFormat::for_parameters(model.parameters()),
             Weights::F32 => WeightFormat::F32,
             Weights::Bf16 => WeightFormat::Bf16,
             Weights::Nested => WeightFormat::Nested,

@@ -64,7 +64,7 @@ pub(crate) struct DeviceSettings {
     pub(crate) step_timeout_s: u64,
     /// Threads of the CPU device; 0 is one per core.
     pub(crate) threads: usize,
-    /// How weights are held: `f32`, `bf16` or `nested`.
+    /// How weights are held: `f32`, `bf16`, `nested`, or `auto`: f32 below 64 million parameters, else nested.
     pub(crate) weights: Weights,
     /// Where packed weights are kept from one start to the next; `packings` in `data_dir` unless set.
     pub(crate) packing_dir: Option<PathBuf>,
@@ -98,6 +98,8 @@ pub(crate) enum DeviceKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Weights {
+    /// As the size of the model asks for.
+    Auto,
     /// As they are.
     F32,
     /// Rounded to bf16.
@@ -260,7 +262,7 @@ impl Default for DeviceSettings {
             connect_timeout_s: 10,
             step_timeout_s: 120,
             threads: 0,
-            weights: Weights::F32,
+            weights: Weights::Auto,
             packing_dir: None,
             packing_bytes: 16 << 30,
             packing_after_ms: 1_000,
