@@ -106,12 +106,16 @@ CPU = [
 GPU = [
     Stage(0.03, {128: 1.0}, {"facts": 1.0}),
     Stage(0.15, {128: 0.5, 256: 0.5}, {"facts": 2, "book": 3, "tools": 4, "chat": 2}),
-    Stage(0.40, {256: 0.5, 512: 0.5}, {"facts": 0.7, "book": 2, "tools": 3.5, "mix": 4, "chat": 1.5}),
-    Stage(0.80, {512: 0.5, 1024: 0.3, 2048: 0.2}, {"facts": 0.5, "book": 1.5, "tools": 3, "mix": 5, "chat": 1}),
+    Stage(0.40, {256: 0.5, 512: 0.5}, {"dense": 4, "tools": 3, "memory": 2, "mix": 2, "chat": 1}),
+    Stage(
+        0.80,
+        {512: 0.5, 1024: 0.3, 2048: 0.2},
+        {"dense": 2, "tools": 2.5, "memory": 2.5, "mix": 4, "chat": 1},
+    ),
     Stage(
         1.0,
         {256: 0.1, 512: 0.3, 1024: 0.3, 2048: 0.3},
-        {"facts": 0.5, "book": 1.5, "tools": 2.5, "mix": 5, "chat": 1},
+        {"dense": 1, "tools": 2.5, "memory": 2.5, "mix": 5, "chat": 1},
         quantised=0.5,
     ),
 ]
