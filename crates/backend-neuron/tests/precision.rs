@@ -106,7 +106,7 @@ fn eight_bits_cost_less_than_half_a_percent_of_perplexity() {
     let costs = [
         ("weights in bf16", 0.002, of(WeightFormat::Bf16, None, Precision::Native)),
         ("weights at 8 bits", 0.005, of(WeightFormat::Nested, None, Precision::Int8)),
-        ("weights at 4 bits", 0.5, of(WeightFormat::Nested, None, Precision::Int4)),
+        ("weights at 4 bits", 0.05, of(WeightFormat::Nested, None, Precision::Int4)),
         ("keys and values in bf16", 0.002, of(WeightFormat::F32, Some(KvFormat::Bf16), Precision::Native)),
         ("keys and values in int8", 0.005, of(WeightFormat::F32, Some(KvFormat::Int8), Precision::Native)),
     ];
