@@ -54,7 +54,7 @@ pub(crate) struct Settings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DeviceSettings {
-    /// `neuron`, the CPU device of this process, or `remote`, a device that another process lends.
+    /// `neuron`, the CPU device of this process, `cuda`, a GPU, or `remote`, a device that another process lends.
     pub(crate) kind: DeviceKind,
     /// Where a remote device listens: `unix:/path` or `host:port`. The settings of the CPU device are its own then.
     pub(crate) address: Option<String>,
@@ -64,7 +64,13 @@ pub(crate) struct DeviceSettings {
     pub(crate) step_timeout_s: u64,
     /// Threads of the CPU device; 0 is one per core.
     pub(crate) threads: usize,
-    /// How weights are held: `f32` or `nested`.
+    /// Which of the GPUs that the driver knows of.
+    pub(crate) ordinal: u32,
+    /// The part of a GPU's free memory that KV gets once weights are there, above 0 and at most 1.
+    pub(crate) memory_fraction: f64,
+    /// The library of NVRTC, CUDA's compiler at run time, where it is in no usual place.
+    pub(crate) nvrtc: Option<PathBuf>,
+    /// How weights are held: `f32`, `bf16`, `nested`, or `auto`: f32 on the CPU device, bf16 on a GPU.
     pub(crate) weights: Weights,
     /// Where packed weights are kept from one start to the next; `packings` in `data_dir` unless set.
     pub(crate) packing_dir: Option<PathBuf>,
@@ -90,16 +96,22 @@ pub(crate) struct DeviceSettings {
 pub(crate) enum DeviceKind {
     /// On the CPU device of this process.
     Neuron,
+    /// On an NVIDIA GPU.
+    Cuda,
     /// On a device that another process lends.
     Remote,
 }
 
-/// How the CPU device holds weights.
+/// How a device holds weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Weights {
-    /// As they are.
+    /// As the kind of device is best at without changing them much: f32 on the CPU device, bf16 on a GPU.
+    Auto,
+    /// As they are: the CPU device alone.
     F32,
+    /// Rounded to bf16: a GPU alone.
+    Bf16,
     /// 8-bit codes with a scale per group of 32 or 64, in two planes of 4 bits: read at 8 bits, or at 4.
     Nested,
 }
@@ -256,7 +268,10 @@ impl Default for DeviceSettings {
             connect_timeout_s: 10,
             step_timeout_s: 120,
             threads: 0,
-            weights: Weights::F32,
+            ordinal: 0,
+            memory_fraction: 0.9,
+            nvrtc: None,
+            weights: Weights::Auto,
             packing_dir: None,
             packing_bytes: 16 << 30,
             packing_after_ms: 1_000,
@@ -427,6 +442,11 @@ impl Settings {
             return wrong("device.block_tokens", format!("{block} is not a multiple of 16 up to 1024"));
         }
         self.device.check_remote(self.models.len())?;
+        self.device.check_weights()?;
+        let share = self.device.memory_fraction;
+        if !(share > 0.0 && share <= 1.0) {
+            return wrong("device.memory_fraction", format!("{share} is not above 0 and at most 1"));
+        }
         for (key, value) in [
             ("device.connect_timeout_s", self.device.connect_timeout_s),
             ("device.step_timeout_s", self.device.step_timeout_s),
@@ -464,11 +484,22 @@ impl DeviceSettings {
         if self.kind == DeviceKind::Remote { self.address.as_ref()?.parse().ok() } else { None }
     }
 
+    fn check_weights(&self) -> Result<(), SettingsError> {
+        let wrong = |problem: &str| Err(SettingsError::Meaning { key: "device.weights", problem: problem.to_owned() });
+        match (self.kind, self.weights) {
+            (DeviceKind::Neuron, Weights::Bf16) => wrong("the CPU device holds f32 or nested, not bf16"),
+            (DeviceKind::Cuda, Weights::F32) => wrong("a GPU holds bf16 or nested, not f32"),
+            _ => Ok(()),
+        }
+    }
+
     fn check_remote(&self, models: usize) -> Result<(), SettingsError> {
         let wrong = |problem: String| Err(SettingsError::Meaning { key: "device.address", problem });
         match (self.kind, &self.address) {
-            (DeviceKind::Neuron, None) => Ok(()),
-            (DeviceKind::Neuron, Some(_)) => wrong("is of no use unless device.kind is \"remote\"".to_owned()),
+            (DeviceKind::Neuron | DeviceKind::Cuda, None) => Ok(()),
+            (DeviceKind::Neuron | DeviceKind::Cuda, Some(_)) => {
+                wrong("is of no use unless device.kind is \"remote\"".to_owned())
+            }
             (DeviceKind::Remote, None) => {
                 wrong("say where the remote device listens: unix:/path or host:port".to_owned())
             }
