@@ -275,3 +275,45 @@ impl Nested {
         packed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use holdfast_model::nested::from_f16;
+
+    use super::*;
+
+    /// What a Q8_0 file holds is taken as it is, and through f32 it would be the same numbers.
+    #[test]
+    fn blocks_of_q8_0_are_kept() {
+        let mut rng = fastrand::Rng::with_seed(5);
+        let (width, depth) = (21, 96);
+        let (mut stored, mut values) = (Vec::new(), Vec::new());
+        for _ in 0..width * depth / HALF {
+            let scale = rng.u16(0x1000..0x3000);
+            let mut codes: [i8; HALF] = std::array::from_fn(|_| rng.i8(-127..=127));
+            codes[rng.usize(0..HALF)] = -127;
+            stored.extend(scale.to_le_bytes());
+            stored.extend(codes.map(i8::cast_unsigned));
+            values.extend(codes.map(|code| f32::from(code) * from_f16(scale)));
+        }
+        let pack = |rows: Vec<WeightRow<'_>>| Nested::pack(&rows, depth);
+        let row_bytes = depth / HALF * Q8_0_BYTES;
+        let kept = pack(stored.chunks_exact(row_bytes).map(WeightRow::Q8_0).collect());
+        let quantised = pack(values.chunks_exact(depth).map(WeightRow::F32).collect());
+        assert!(kept.halves && quantised.halves && kept.power == 1.0);
+        assert!(kept.upper == quantised.upper && kept.lower == quantised.lower);
+        for (a, b) in kept.scales.iter().zip(&quantised.scales) {
+            assert_eq!(from_f16(*a), from_f16(*b) * quantised.power);
+        }
+        // A sign has no place in the planes' scales.
+        stored[1] |= 0x80;
+        assert!(pack(stored.chunks_exact(row_bytes).map(WeightRow::Q8_0).collect()).power != 1.0);
+    }
+
+    #[test]
+    fn bf16_is_the_nearest_and_even_where_two_are() {
+        for (bits, want) in [(0x3f80_7fff, 0x3f80), (0x3f80_8000, 0x3f80), (0x3f80_8001, 0x3f81), (0xbf81_8000, 0xbf82)] {
+            assert_eq!(bf16_of(f32::from_bits(bits)), want, "{bits:x}");
+        }
+    }
+}

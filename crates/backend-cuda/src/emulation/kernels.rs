@@ -159,3 +159,16 @@ fn embeddings_are_what_was_packed() {
         }
     }
 }
+
+/// The measurement of the matrix instructions computes something, so that nothing is left out when it is compiled.
+#[test]
+fn the_rate_is_measured_on_numbers() {
+    let Some(mut card) = Emulated::new() else { return };
+    for integers in [0, 1] {
+        let out = put(&mut card, &[f32::NAN; 256]).unwrap();
+        let params = RateParams { out, steps: 3, integers };
+        launch(&mut card, Kernel::MatrixRate, Launch { grid: [1, 1, 1], shared_bytes: 0 }, &params).unwrap();
+        let sums = floats(&mut card, out, 256);
+        assert!(sums.iter().all(|sum| sum.is_finite()) && sums.iter().any(|sum| *sum != sums[0]), "{integers}");
+    }
+}
