@@ -19,7 +19,7 @@ use holdfast_backend_cuda::{CardFigures, CudaDevice, CudaError, CudaSettings, Kv
 use holdfast_model::DecoderConfig;
 use holdfast_types::{BlockId, LateInputs, OutputRequest, Precision, SamplingParams, SlotSampling};
 
-use suite::{conforms, has_the_bits_of_the_cpu_device, shapes};
+use suite::{conforms, has_the_bits_of_the_cpu_device, has_the_bits_of_the_cpu_device_over_spans, shapes};
 
 /// The shape of Llama 3.1 8B.
 const SHAPE: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32,
@@ -96,6 +96,7 @@ fn exactness(settings: &CudaSettings, report: &mut String) -> std::fmt::Result {
         }
         compared += has_the_bits_of_the_cpu_device(&make, &shape);
     }
+    compared += has_the_bits_of_the_cpu_device_over_spans(&make, &shapes()[0]);
     writeln!(report, "\nWith nested weights, {compared} logits have the bits of the CPU device.\n")
 }
 

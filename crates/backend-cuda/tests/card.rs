@@ -8,7 +8,7 @@ use holdfast_backend_cuda::{CudaDevice, CudaError, CudaSettings, cards};
 use holdfast_model::Model;
 use holdfast_types::Precision;
 
-use suite::{conforms, has_the_bits_of_the_cpu_device, shapes};
+use suite::{conforms, has_the_bits_of_the_cpu_device, has_the_bits_of_the_cpu_device_over_spans, shapes};
 
 fn device(model: &Model, settings: &CudaSettings) -> Result<CudaDevice, CudaError> {
     let settings = CudaSettings { nvrtc: std::env::var_os("NVRTC_LIBRARY").map(Into::into), ..settings.clone() };
@@ -51,6 +51,7 @@ fn every_family_passes_the_suite_with_nested_weights() {
 fn nested_weights_have_the_bits_of_the_cpu_device() {
     if is_there() {
         shapes().iter().for_each(|shape| assert!(has_the_bits_of_the_cpu_device(&device, shape) > 0));
+        assert!(has_the_bits_of_the_cpu_device_over_spans(&device, &shapes()[0]) > 0);
     }
 }
 

@@ -9,7 +9,9 @@ use holdfast_model::Model;
 use holdfast_model::random::MicroShape;
 use holdfast_types::Precision;
 
-use self::suite::{conforms, has_the_bits_of_the_cpu_device, shapes, small};
+use self::suite::{
+    conforms, has_the_bits_of_the_cpu_device, has_the_bits_of_the_cpu_device_over_spans, shapes, small,
+};
 use super::Emulated;
 use crate::device::WeightSource;
 use crate::{CudaDevice, CudaError, CudaSettings, KvSize, WeightFormat};
@@ -46,6 +48,7 @@ fn nested_weights_have_the_bits_of_the_cpu_device() {
         for shape in shapes().into_iter().chain([mixture]) {
             assert!(has_the_bits_of_the_cpu_device(&device, &shape) > 0);
         }
+        assert!(has_the_bits_of_the_cpu_device_over_spans(&device, &shapes()[0]) > 0);
     }
 }
 

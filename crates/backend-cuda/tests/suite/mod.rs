@@ -174,3 +174,46 @@ pub(crate) fn has_the_bits_of_the_cpu_device(make: Make<'_>, shape: &MicroShape)
     }
     compared
 }
+
+/// The same over chunks and spans of attention: 1,100 tokens of one sequence, in steps of 70 rows, and the logits of each step's last row.
+pub(crate) fn has_the_bits_of_the_cpu_device_over_spans(make: Make<'_>, shape: &MicroShape) -> usize {
+    let model = MicroShape { context_limit: 1_200, ..shape.clone() }.build().expect("a micro model");
+    let neuron = NeuronSettings {
+        threads: 1,
+        kv: NeuronKvSize::Blocks(80),
+        slots: 4,
+        max_step_rows: 70,
+        weights: NeuronWeights::Nested,
+        ..NeuronSettings::default()
+    };
+    let settings = CudaSettings { kv: KvSize::Blocks(80), ..small(WeightFormat::Nested) };
+    let mut cpu = NeuronDevice::new(model.config(), model.weights(), &neuron).expect("a CPU device");
+    let mut cuda = make(&model, &settings).expect("a device");
+    let (want, got) = (long_transcript(&mut cpu), long_transcript(&mut cuda));
+    let differ = want.iter().zip(&got).filter(|(want, got)| want != got).count();
+    assert_eq!(differ, 0, "of {} logits: {shape:?}", want.len());
+    want.len()
+}
+
+fn long_transcript(device: &mut dyn Backend) -> Vec<u32> {
+    const TOKENS: u32 = 1_100;
+    let vocab = device.describe().vocab_size;
+    let sampling =
+        SlotSampling { params: SamplingParams::default(), seed: 1, context: Vec::new(), sampled: Vec::new() };
+    let mut plan = PlanBuilder::new(1).open(0, sampling);
+    for group in 0..device.describe().kv_groups.len() as u16 {
+        // Blocks in an order of their own.
+        plan = plan.table(0, group, 0, &(0..TOKENS.div_ceil(16)).map(|entry| entry * 7 % 73).collect::<Vec<_>>());
+    }
+    let mut bits = Vec::new();
+    for start in (0..TOKENS).step_by(70) {
+        let rows: Vec<u32> = (start..TOKENS.min(start + 70)).map(|at| (at * 37 + 11) % vocab).collect();
+        let last = rows.len() as u32 - 1;
+        let plan_of_step = plan.rows(0, start, &rows, Precision::Int8).want(last, OutputRequest::Logits).build();
+        let ticket = device.submit(&plan_of_step).expect("a good plan");
+        let output = device.collect(ticket, &LateInputs::default()).expect("a good step").sequences.remove(0);
+        bits.extend(output.logits[0].1.iter().map(|logit| logit.to_bits()));
+        plan = PlanBuilder::new(u64::from(start) + 2);
+    }
+    bits
+}
