@@ -14,7 +14,7 @@ use holdfast_backend_neuron::Isa;
 use holdfast_backend_neuron::kernels::activation::{exp, gated_silu};
 use holdfast_backend_neuron::kernels::matmul::{PANEL, TILE, f32_row, f32_tile};
 use holdfast_backend_neuron::kernels::nested::{
-    self, BLOCK, COLUMNS, PLANE, Panel, SHIFTS, Tile, TileMut, UNPACKED_BLOCKS, Unpacked, stream, unpack,
+    self, BLOCK, COLUMNS, PLANE, Panel, SHIFTS, Sums, Tile, TileMut, UNPACKED_BLOCKS, Unpacked, stream, unpack,
 };
 use holdfast_backend_neuron::kernels::norm::rms_norm;
 use holdfast_backend_neuron::kernels::quantise::{blocks, quantise_row};
@@ -87,7 +87,7 @@ fn matmul_nested(c: &mut Criterion) {
                 .collect();
             group.throughput(product(rows, HIDDEN * HIDDEN * bits / 8 + 2 * scales.len()));
             group.bench_function(BenchmarkId::new(format!("{rows} rows, {bits} bits"), isa.name()), |b| {
-                let mut sums = vec![[0.0; COLUMNS]; rows];
+                let mut sums = vec![Sums::ZERO; rows];
                 let mut unpacked = Unpacked::new();
                 b.iter(|| {
                     for at in 0..panels {
@@ -95,9 +95,14 @@ fn matmul_nested(c: &mut Criterion) {
                             stream(isa, tile.tile(), panel(at), &mut sums);
                         } else {
                             for first in (0..depth).step_by(UNPACKED_BLOCKS) {
-                                unpack(isa, panel(at).part(first, UNPACKED_BLOCKS), &mut unpacked);
-                                for (tile, sums) in tiles.iter().zip(sums.chunks_mut(nested::TILE)) {
-                                    nested::product(isa, tile.tile().part(first, UNPACKED_BLOCKS), &unpacked, sums);
+                                let panel = panel(at).part(first, UNPACKED_BLOCKS);
+                                let tiles = tiles.iter().map(|tile| tile.tile().part(first, UNPACKED_BLOCKS));
+                                let mut tiles = tiles.zip(sums.chunks_mut(nested::TILE));
+                                if let Some((tile, sums)) = tiles.next() {
+                                    unpack(isa, tile, panel, &mut unpacked, sums);
+                                }
+                                for (tile, sums) in tiles {
+                                    nested::product(isa, tile, &unpacked, None, sums);
                                 }
                             }
                         }

@@ -5,6 +5,7 @@
 
 use anyhow::{Context as _, bail};
 use holdfast_backend_neuron::{KvFormat, KvSize, NeuronSettings, WeightFormat};
+use holdfast_model::Model;
 
 /// What the runtime's `device.kv_bytes` is unless it is set.
 const KV_BYTES: u64 = 256 << 20;
@@ -16,6 +17,8 @@ pub(crate) const CHUNK_TOKENS: u32 = 256;
 pub(crate) struct Settings {
     pub(crate) device: NeuronSettings,
     pub(crate) chunk_tokens: u32,
+    /// The model decides how weights are held.
+    weights_follow_model: bool,
 }
 
 impl Settings {
@@ -25,12 +28,20 @@ impl Settings {
     /// When a value cannot be meant, with the pair.
     pub(crate) fn of(set: &[String]) -> anyhow::Result<Self> {
         let device = NeuronSettings { kv: KvSize::Bytes(KV_BYTES), ..NeuronSettings::default() };
-        let mut this = Self { device, chunk_tokens: CHUNK_TOKENS };
+        let mut this = Self { device, chunk_tokens: CHUNK_TOKENS, weights_follow_model: true };
         for pair in set {
             this.take(pair).with_context(|| format!("--set {pair}"))?;
         }
         this.device.check()?;
         Ok(this)
+    }
+
+    /// The same, for a device of this model.
+    pub(crate) fn for_model(mut self, model: &Model) -> Self {
+        if self.weights_follow_model {
+            self.device.weights = WeightFormat::for_parameters(model.parameters());
+        }
+        self
     }
 
     fn take(&mut self, pair: &str) -> anyhow::Result<()> {
@@ -43,10 +54,13 @@ impl Settings {
             "device.block_tokens" => self.device.block_tokens = count()?,
             "device.kv_bytes" => self.device.kv = KvSize::Bytes(value.parse().context("not a number of bytes")?),
             "device.weights" => {
+                self.weights_follow_model = value == "auto";
                 self.device.weights = match value {
+                    "auto" => self.device.weights,
                     "f32" => WeightFormat::F32,
+                    "bf16" => WeightFormat::Bf16,
                     "nested" => WeightFormat::Nested,
-                    _ => bail!("f32 or nested"),
+                    _ => bail!("auto, f32, bf16 or nested"),
                 }
             }
             "device.kv_format" => {
@@ -54,7 +68,8 @@ impl Settings {
                     "auto" => None,
                     "f32" => Some(KvFormat::F32),
                     "bf16" => Some(KvFormat::Bf16),
-                    _ => bail!("auto, f32 or bf16"),
+                    "int8" => Some(KvFormat::Int8),
+                    _ => bail!("auto, f32, bf16 or int8"),
                 }
             }
             "scheduler.prefill_chunk_tokens" => self.chunk_tokens = count()?,
@@ -74,10 +89,13 @@ mod tests {
         let set = |pair: &str| Settings::of(&[pair.to_owned()]);
         assert_eq!(set("device.weights=nested").unwrap().device.weights, WeightFormat::Nested);
         assert_eq!(set("device.kv_format=bf16").unwrap().device.kv_format, Some(KvFormat::Bf16));
+        assert_eq!(set("device.weights=bf16").unwrap().device.weights, WeightFormat::Bf16);
+        assert_eq!(set("device.kv_format=int8").unwrap().device.kv_format, Some(KvFormat::Int8));
         assert_eq!(set("device.threads = 3").unwrap().device.threads, 3);
         assert_eq!(set("device.kv_bytes=1000000").unwrap().device.kv, KvSize::Bytes(1_000_000));
         assert_eq!(set("scheduler.prefill_chunk_tokens=64").unwrap().chunk_tokens, 64);
         assert_eq!(set("device.threads=0").unwrap(), Settings::of(&[]).unwrap());
+        assert_eq!(set("device.weights=auto").unwrap(), Settings::of(&[]).unwrap());
         assert_eq!(set("telemetry.log=debug").unwrap(), Settings::of(&[]).unwrap());
         for bad in [
             "device.weights=half",

@@ -33,6 +33,8 @@ impl Work {
         let kv_value_bytes = match format {
             KvFormat::F32 => F32_BYTES,
             KvFormat::Bf16 => F32_BYTES / 2.0,
+            // A code and its share of the scale of a head.
+            KvFormat::Int8 => 1.0 + F32_BYTES / self.config.head_dim as f64,
         };
         Self { kv_value_bytes, ..self }
     }
@@ -76,6 +78,7 @@ impl Work {
     fn matrix_bytes(&self, (rows, columns): (usize, usize)) -> f64 {
         match self.weights {
             WeightFormat::F32 => (rows * columns) as f64 * F32_BYTES,
+            WeightFormat::Bf16 => (rows * columns) as f64 * F32_BYTES / 2.0,
             WeightFormat::Nested => (rows * columns.next_multiple_of(NESTED_BLOCK)) as f64 * NESTED_BYTES,
         }
     }

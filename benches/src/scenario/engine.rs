@@ -92,7 +92,7 @@ impl Play for Arguments {
         let chosen = Chosen::pick(stage.common, SHAPE, &stage.progress)?;
         stage.progress.set_message("loading the model");
         let model = Model::load(&ModelSource::resolve(&chosen.path)?)?;
-        let mut settings = Settings::of(&stage.common.set)?.device;
+        let mut settings = Settings::of(&stage.common.set)?.for_model(&model).device;
         let work = Work::new(model.config(), settings.weights).with_kv(settings.kv_format());
         settings.kv = KvSize::Blocks(kv_blocks(&tests, &work, settings.block_tokens));
         settings.slots = tests.iter().map(|test| test.batch).max().unwrap_or(1);
@@ -201,7 +201,7 @@ fn kv_blocks(tests: &[Test], work: &Work, block_tokens: u32) -> u32 {
 /// Of the arithmetic that products of the weights use.
 fn peak(limits: &Limits, weights: WeightFormat) -> Figure {
     match weights {
-        WeightFormat::F32 => limits.f32_gflops,
+        WeightFormat::F32 | WeightFormat::Bf16 => limits.f32_gflops,
         WeightFormat::Nested => limits.int8_gops,
     }
 }

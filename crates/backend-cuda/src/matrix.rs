@@ -312,7 +312,8 @@ mod tests {
 
     #[test]
     fn bf16_is_the_nearest_and_even_where_two_are() {
-        for (bits, want) in [(0x3f80_7fff, 0x3f80), (0x3f80_8000, 0x3f80), (0x3f80_8001, 0x3f81), (0xbf81_8000, 0xbf82)] {
+        for (bits, want) in [(0x3f80_7fff, 0x3f80), (0x3f80_8000, 0x3f80), (0x3f80_8001, 0x3f81), (0xbf81_8000, 0xbf82)]
+        {
             assert_eq!(bf16_of(f32::from_bits(bits)), want, "{bits:x}");
         }
     }

@@ -66,8 +66,8 @@ pub(crate) struct Experts {
 /// A gated feed-forward.
 #[derive(Debug)]
 pub(crate) struct Gated {
-    /// Gate and up under one another.
-    pub(crate) gate_up: Matrix,
+    pub(crate) gate: Matrix,
+    pub(crate) up: Matrix,
     pub(crate) down: Matrix,
 }
 
@@ -134,7 +134,7 @@ impl Decoder {
                 FeedForward::Dense(gated) => std::slice::from_ref(gated),
                 FeedForward::Experts(experts) => &experts.experts,
             };
-            let gated = gated.iter().flat_map(|gated| [&gated.gate_up, &gated.down]);
+            let gated = gated.iter().flat_map(|gated| [&gated.gate, &gated.up, &gated.down]);
             [&layer.qkv, &layer.output].into_iter().chain(gated).collect()
         }
         let layers = self.layers.iter().flat_map(of_layer);
@@ -165,7 +165,8 @@ impl FeedForward {
             let up = part(layer.up, layer.up_bias, i, ffn);
             let down = part(layer.down, layer.down_bias, i, hidden);
             Ok(Gated {
-                gate_up: Matrix::pack(&[gate, up], hidden, format, packer)?,
+                gate: Matrix::pack(&[gate], hidden, format, packer)?,
+                up: Matrix::pack(&[up], hidden, format, packer)?,
                 down: Matrix::pack(&[down], ffn, format, packer)?,
             })
         };

@@ -232,11 +232,13 @@ fn describe(
 ) -> Result<DeviceDescription, NeuronError> {
     let (weights_class, precisions) = match settings.weights {
         WeightFormat::F32 => ("f32", vec![Precision::Native]),
+        WeightFormat::Bf16 => ("bf16", vec![Precision::Native]),
         WeightFormat::Nested => ("nested", vec![Precision::Int8, Precision::Int4]),
     };
     let kv_class = match settings.kv_format() {
         KvFormat::F32 => "kv-f32",
         KvFormat::Bf16 => "kv-bf16",
+        KvFormat::Int8 => "kv-int8",
     };
     let mut kv_groups: Vec<KvGroup> = Vec::new();
     for (number, layer) in config.layers.iter().enumerate() {
@@ -278,7 +280,7 @@ fn describe(
     Ok(DeviceDescription {
         name: format!("neuron:{} (cpu, {threads})", settings.ordinal),
         backend: "neuron".to_owned(),
-        numerics_class: NumericsClass::new(&format!("neuron/{weights_class}/{kv_class}/r2")),
+        numerics_class: NumericsClass::new(&format!("neuron/{weights_class}/{kv_class}/r3")),
         weights: weights.digest(),
         kv_layout: layout_name(settings.kv_format(), settings.block_tokens),
         block_tokens: settings.block_tokens,

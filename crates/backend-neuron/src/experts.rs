@@ -48,9 +48,9 @@ impl Forward {
         sum.clear();
         sum.resize(input.count() * width, 0.0);
         for routes in routed.routes.chunk_by(|a, b| a.expert == b.expert) {
-            routed.input.begin(routes.iter().map(|route| input.is_narrow(route.row)));
+            routed.input.begin(routes.iter().map(|route| input.is_narrow(route.row)), false);
             self.fill(&mut routed.input, width, |at, out| out.copy_from_slice(input.row(routes[at].row)));
-            self.gated(&experts.experts[routes[0].expert], &mut routed.input, inner, &mut routed.out);
+            self.gated(&experts.experts[routes[0].expert], &routed.input, inner, &mut routed.out);
             for (route, made) in routes.iter().zip(routed.out.chunks_exact(width)) {
                 let sum = &mut sum[route.row * width..][..width];
                 sum.iter_mut().zip(made).for_each(|(sum, made)| *sum += route.share * made);

@@ -48,6 +48,8 @@ pub(crate) struct Forward {
     embedding_scale: f32,
     logit_cap: Option<f32>,
     activation: Activation,
+    /// Routers read rows in f32.
+    has_experts: bool,
     buffers: Buffers,
 }
 
@@ -76,8 +78,11 @@ struct Buffers {
 /// What is between the matrices of a gated feed-forward.
 #[derive(Debug, Default)]
 pub(crate) struct Inner {
-    /// `[rows][gate, up]`.
-    gate_up: Vec<f32>,
+    /// Input of the last matrix.
+    rows: Rows,
+    /// `[rows][width]`; not used with nested weights.
+    gate: Vec<f32>,
+    up: Vec<f32>,
 }
 
 /// What `Buffers::change` waits for before it is added to the stream.
@@ -120,6 +125,7 @@ impl Forward {
             embedding_scale: config.embedding_scale,
             logit_cap: config.logit_cap,
             activation: config.activation,
+            has_experts: config.experts.is_some(),
             buffers: Buffers::default(),
         })
     }
@@ -142,7 +148,7 @@ impl Forward {
     }
 
     fn embed(&self, rows: &[Row], buffers: &mut Buffers) {
-        buffers.input.begin(rows.iter().map(|row| row.narrow));
+        buffers.input.begin(rows.iter().map(|row| row.narrow), self.has_experts);
         buffers.stream.resize(rows.len() * self.hidden, 0.0);
         let stream = Pieces::new(&mut buffers.stream);
         self.pool.run(rows.len(), rows.len() * self.hidden * EMBEDDING_WORK, |row| {
@@ -155,7 +161,7 @@ impl Forward {
     fn logits(&self, rows: &[Row], wanted: &[usize], change: Change<'_>, buffers: &mut Buffers) {
         let Buffers { stream, change: changes, last, logits, .. } = buffers;
         let hidden = self.hidden;
-        last.begin(wanted.iter().map(|row| rows[*row].narrow));
+        last.begin(wanted.iter().map(|row| rows[*row].narrow), false);
         self.fill(last, hidden, |at, out| {
             let part = wanted[at] * hidden..(wanted[at] + 1) * hidden;
             out.copy_from_slice(&changes[part.clone()]);
@@ -214,7 +220,7 @@ impl Forward {
         self.product(&layer.output, input, change);
     }
 
-    /// The feed-forward of every row: from `input`, which is used up, to `change`.
+    /// The feed-forward of every row: from `input` to `change`.
     fn feed_forward(&self, layer: &Layer, buffers: &mut Buffers) {
         let Buffers { input, inner, routed, change, .. } = buffers;
         match &layer.feed_forward {
@@ -223,20 +229,26 @@ impl Forward {
         }
     }
 
-    /// `down(activation(gate(input), up(input)))` for every row; `input` is used up.
-    pub(crate) fn gated(&self, gated: &Gated, input: &mut Rows, inner: &mut Inner, out: &mut Vec<f32>) {
-        self.product(&gated.gate_up, input, &mut inner.gate_up);
-        let width = gated.gate_up.width() / 2;
-        self.fill(input, width, |row, out| {
-            let (gate, up) = inner.gate_up[row * 2 * width..(row + 1) * 2 * width].split_at(width);
-            out.copy_from_slice(gate);
-            match self.activation {
-                Activation::Silu => gated_silu(self.isa, out, up),
-                Activation::GeluTanh => gated_gelu(self.isa, out, up),
-                Activation::ClampedSwiglu { alpha, limit } => clamped_swiglu(self.isa, out, up, alpha, limit),
-            }
-        });
-        self.product(&gated.down, input, out);
+    /// `down(activation(gate(input), up(input)))` for every row.
+    pub(crate) fn gated(&self, gated: &Gated, input: &Rows, inner: &mut Inner, out: &mut Vec<f32>) {
+        let Inner { rows, gate, up } = inner;
+        rows.begin_like(input);
+        let activate = |gate: &mut [f32], up: &[f32]| match self.activation {
+            Activation::Silu => gated_silu(self.isa, gate, up),
+            Activation::GeluTanh => gated_gelu(self.isa, gate, up),
+            Activation::ClampedSwiglu { alpha, limit } => clamped_swiglu(self.isa, gate, up, alpha, limit),
+        };
+        if !gated.gate.multiply_gated(&gated.up, input, rows, &self.pool, self.isa, activate) {
+            self.product(&gated.gate, input, gate);
+            self.product(&gated.up, input, up);
+            let width = gated.gate.width();
+            self.fill(rows, width, |row, out| {
+                let part = row * width..(row + 1) * width;
+                out.copy_from_slice(&gate[part.clone()]);
+                activate(out, &up[part]);
+            });
+        }
+        self.product(&gated.down, rows, out);
     }
 
     /// Writes every row with `f` and makes it ready for products with the model's matrices.

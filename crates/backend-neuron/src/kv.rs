@@ -3,36 +3,35 @@
 //! In: geometry, then rows to write, blocks to copy, bytes to import. Out: pages for attention, bytes of a block. Deliberately not
 //! here: which block belongs to whom.
 //!
-//! A block of a group is contiguous: `[layer][head][keys, values]`. How keys and values of a head lie, `kernels::attention` says.
+//! A block of a group is contiguous: `[layer][head][keys, values]`. How keys and values of a head, and their scales in int8, lie,
+//! `kernels::attention` says.
 
 use std::marker::PhantomData;
 
 use crate::KvFormat;
-use crate::kernels::attention::{Element, Elements, PAGE, PagedHead, width};
+use crate::kernels::attention::{Element, Elements, PAGE, PagedHead, part, scale_at};
 
 /// Bytes that loads of the kernels are aligned to: a cache line.
 const ALIGNMENT: usize = 64;
 
 /// What lies in a block; part of block keys.
 pub(crate) fn layout_name(format: KvFormat, block_tokens: u32) -> String {
-    let parts = match format {
-        KvFormat::F32 => "f32le",
-        KvFormat::Bf16 => "bf16le",
+    let (parts, keys, values, scales) = match format {
+        KvFormat::F32 => ("f32le", "dim,token", "token,dim", ""),
+        KvFormat::Bf16 => ("bf16le", "dim/2,token,2", "token/2,dim,2", ""),
+        KvFormat::Int8 => ("int8", "dim/2,token,2", "token/2,dim,2", ",f32le[token]"),
     };
-    let (keys, values) = match format {
-        KvFormat::F32 => ("dim,token", "token,dim"),
-        KvFormat::Bf16 => ("dim/2,token,2", "token/2,dim,2"),
-    };
-    format!("{parts}/{block_tokens}/layer,head,(k[token/{PAGE},{keys}],v[token/{PAGE},{values}])")
+    format!("{parts}/{block_tokens}/layer,head,(k[token/{PAGE},{keys}]{scales},v[token/{PAGE},{values}]{scales})")
 }
 
 /// Bytes that one position takes in one layer.
 pub(crate) fn bytes_per_token_and_layer(format: KvFormat, kv_heads: usize, head_dim: usize) -> usize {
-    let element = match format {
-        KvFormat::F32 => size_of::<f32>(),
-        KvFormat::Bf16 => size_of::<u16>(),
+    let bytes = match format {
+        KvFormat::F32 => part::<f32>(head_dim, 1) * size_of::<f32>(),
+        KvFormat::Bf16 => part::<u16>(head_dim, 1) * size_of::<u16>(),
+        KvFormat::Int8 => part::<i8>(head_dim, 1),
     };
-    2 * kv_heads * width(head_dim) * element
+    2 * kv_heads * bytes
 }
 
 /// How a block of a group lies in memory.
@@ -42,6 +41,8 @@ struct Layout {
     kv_heads: usize,
     head_dim: usize,
     block_tokens: usize,
+    /// Elements of the keys, or the values, of a layer and head, their scales among them.
+    part: usize,
 }
 
 /// Blocks of one group of layers.
@@ -55,6 +56,7 @@ pub(crate) struct GroupPool {
 enum Values {
     F32(Aligned<f32>),
     Bf16(Aligned<u16>),
+    Int8(Aligned<i8>),
 }
 
 /// Numbers that begin at a cache line.
@@ -67,18 +69,13 @@ struct Aligned<E> {
 impl Layout {
     /// Elements of a block.
     fn stride(self) -> usize {
-        self.layers * self.kv_heads * 2 * self.part()
-    }
-
-    /// Elements of the keys, or the values, of a layer and head.
-    fn part(self) -> usize {
-        width(self.head_dim) * self.block_tokens
+        self.layers * self.kv_heads * 2 * self.part
     }
 
     /// Where keys and values of a layer and head begin in a block.
     fn offsets(self, layer: usize, head: usize) -> (usize, usize) {
-        let keys = (layer * self.kv_heads + head) * 2 * self.part();
-        (keys, keys + self.part())
+        let keys = (layer * self.kv_heads + head) * 2 * self.part;
+        (keys, keys + self.part)
     }
 }
 
@@ -92,11 +89,17 @@ impl GroupPool {
         head_dim: usize,
         block_tokens: usize,
     ) -> Self {
-        let layout = Layout { layers, kv_heads, head_dim, block_tokens };
+        let part = match format {
+            KvFormat::F32 => part::<f32>(head_dim, block_tokens),
+            KvFormat::Bf16 => part::<u16>(head_dim, block_tokens),
+            KvFormat::Int8 => part::<i8>(head_dim, block_tokens),
+        };
+        let layout = Layout { layers, kv_heads, head_dim, block_tokens, part };
         let len = blocks * layout.stride();
         let values = match format {
             KvFormat::F32 => Values::F32(Aligned::zeros(len, 0.0)),
             KvFormat::Bf16 => Values::Bf16(Aligned::zeros(len, 0)),
+            KvFormat::Int8 => Values::Int8(Aligned::zeros(len, 0)),
         };
         Self { values, layout }
     }
@@ -106,6 +109,7 @@ impl GroupPool {
         let (start, len) = match &mut self.values {
             Values::F32(values) => (Start::F32(values.all_mut().as_mut_ptr()), values.all().len()),
             Values::Bf16(values) => (Start::Bf16(values.all_mut().as_mut_ptr()), values.all().len()),
+            Values::Int8(values) => (Start::Int8(values.all_mut().as_mut_ptr()), values.all().len()),
         };
         Writer { start, blocks: len / self.layout.stride(), layout: self.layout, pool: PhantomData }
     }
@@ -117,6 +121,7 @@ impl GroupPool {
             pool: match &self.values {
                 Values::F32(values) => Elements::F32(values.all()),
                 Values::Bf16(values) => Elements::Bf16(values.all()),
+                Values::Int8(values) => Elements::Int8(values.all()),
             },
             block_stride: self.layout.stride(),
             keys_at,
@@ -133,6 +138,7 @@ impl GroupPool {
         match &mut self.values {
             Values::F32(values) => values.copy(stride, from, to),
             Values::Bf16(values) => values.copy(stride, from, to),
+            Values::Int8(values) => values.copy(stride, from, to),
         }
     }
 
@@ -142,6 +148,7 @@ impl GroupPool {
         match &self.values {
             Values::F32(values) => values.block(stride, block).iter().flat_map(|value| value.to_le_bytes()).collect(),
             Values::Bf16(values) => values.block(stride, block).iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Values::Int8(values) => bytemuck::cast_slice(values.block(stride, block)).to_vec(),
         }
     }
 
@@ -157,6 +164,7 @@ impl GroupPool {
                 let places = values.block_mut(stride, block).iter_mut();
                 places.zip(bytes.as_chunks().0).for_each(|(place, bytes)| *place = u16::from_le_bytes(*bytes));
             }
+            Values::Int8(values) => values.block_mut(stride, block).copy_from_slice(bytemuck::cast_slice(bytes)),
         }
     }
 }
@@ -205,6 +213,7 @@ pub(crate) struct Writer<'a> {
 enum Start {
     F32(*mut f32),
     Bf16(*mut u16),
+    Int8(*mut i8),
 }
 
 // SAFETY: it is a `&mut GroupPool` whose rows are dealt out; `write` demands that threads write different ones.
@@ -218,7 +227,7 @@ impl Writer<'_> {
     /// # Safety
     /// No two calls at the same time are for the same place.
     pub(crate) unsafe fn write(&self, layer: usize, block: u32, slot: usize, keys: &[f32], values: &[f32]) {
-        let Layout { layers, kv_heads, head_dim, block_tokens } = self.layout;
+        let Layout { layers, kv_heads, head_dim, block_tokens, .. } = self.layout;
         assert!((block as usize) < self.blocks && layer < layers && slot < block_tokens, "a place inside the pool");
         let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim)).take(kv_heads);
         for (head, (keys, values)) in heads.enumerate() {
@@ -228,10 +237,16 @@ impl Writer<'_> {
             unsafe {
                 match self.start {
                     Start::F32(start) => {
-                        write_head(start.add(base + keys_at), start.add(base + values_at), slot, keys, values);
+                        write_row(start.add(base + keys_at), f32::key_at, slot, block_tokens, keys);
+                        write_row(start.add(base + values_at), f32::value_at, slot, block_tokens, values);
                     }
                     Start::Bf16(start) => {
-                        write_head(start.add(base + keys_at), start.add(base + values_at), slot, keys, values);
+                        write_row(start.add(base + keys_at), u16::key_at, slot, block_tokens, keys);
+                        write_row(start.add(base + values_at), u16::value_at, slot, block_tokens, values);
+                    }
+                    Start::Int8(start) => {
+                        write_row(start.add(base + keys_at), i8::key_at, slot, block_tokens, keys);
+                        write_row(start.add(base + values_at), i8::value_at, slot, block_tokens, values);
                     }
                 }
             }
@@ -239,16 +254,26 @@ impl Writer<'_> {
     }
 }
 
+/// Writes one row of one position to where `place` says.
+///
 /// # Safety
-/// Keys and values of a block's head begin at `keys_at` and `values_at`, and `slot` is one of its positions.
-unsafe fn write_head<E: Element>(keys_at: *mut E, values_at: *mut E, slot: usize, keys: &[f32], values: &[f32]) {
-    let head_dim = keys.len();
-    for (dim, (key, value)) in keys.iter().zip(values).enumerate() {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            keys_at.add(E::key_at(head_dim, slot, dim)).write(E::of(*key));
-            values_at.add(E::value_at(head_dim, slot, dim)).write(E::of(*value));
-        }
+/// The keys, or the values, of a head begin at `at` in a block of `block_tokens` positions, of which `slot` is one.
+#[inline(always)]
+unsafe fn write_row<E: Element>(
+    at: *mut E,
+    place: impl Fn(usize, usize, usize) -> usize,
+    slot: usize,
+    block_tokens: usize,
+    row: &[f32],
+) {
+    let (head_dim, scale) = (row.len(), E::scale(row));
+    if E::SCALED {
+        // SAFETY: by the caller's promise, as is all below.
+        unsafe { at.cast::<u8>().add(scale_at(head_dim, block_tokens, slot)).cast::<f32>().write_unaligned(scale) };
+    }
+    for (dim, value) in row.iter().enumerate() {
+        // SAFETY: as above.
+        unsafe { at.add(place(head_dim, slot, dim)).write(E::of(*value, scale)) };
     }
 }
 
@@ -260,19 +285,31 @@ mod tests {
     fn stored(pool: &GroupPool, layer: usize, head: usize, block: usize, slot: usize, dim: usize) -> (f32, f32) {
         fn of<E: Element>(all: &[E], head: &PagedHead<'_>, block: usize, slot: usize, dim: usize) -> (f32, f32) {
             let base = block * head.block_stride;
-            let key = all[base + head.keys_at + E::key_at(head.head_dim, slot, dim)];
-            (key.value(), all[base + head.values_at + E::value_at(head.head_dim, slot, dim)].value())
+            let number = |at: usize, inside: usize| {
+                let scale = match E::SCALED {
+                    // SAFETY: the scale of that row, which lies behind its codes.
+                    true => unsafe {
+                        let scales = all[base + at..].as_ptr().cast::<u8>();
+                        scales.add(scale_at(head.head_dim, head.block_tokens, slot)).cast::<f32>().read_unaligned()
+                    },
+                    false => 1.0,
+                };
+                all[base + at + inside].value() * scale
+            };
+            let key = number(head.keys_at, E::key_at(head.head_dim, slot, dim));
+            (key, number(head.values_at, E::value_at(head.head_dim, slot, dim)))
         }
         let paged = pool.paged(layer, head, &[]);
         match paged.pool {
             Elements::F32(all) => of(all, &paged, block, slot, dim),
             Elements::Bf16(all) => of(all, &paged, block, slot, dim),
+            Elements::Int8(all) => of(all, &paged, block, slot, dim),
         }
     }
 
     #[test]
     fn a_block_survives_copies_export_and_import() {
-        for format in [KvFormat::F32, KvFormat::Bf16] {
+        for format in [KvFormat::F32, KvFormat::Bf16, KvFormat::Int8] {
             for (head_dim, block_tokens) in [(4, 16), (17, 32), (32, 48)] {
                 let mut pool = GroupPool::new(format, 4, 2, 3, head_dim, block_tokens);
                 // Small whole numbers, which bf16 holds as they are; another one in every place.
@@ -291,7 +328,12 @@ mod tests {
                 for (slot, head) in (0..block_tokens).flat_map(|slot| (0..3).map(move |head| (slot, head))) {
                     for dim in 0..head_dim {
                         let want = number(slot, head * head_dim + dim);
-                        assert_eq!(stored(&pool, 1, head, 3, slot, dim), (want, -want), "{format:?} {slot} {dim}");
+                        // Half a step of the largest number of the head.
+                        let step = number(slot, (head + 1) * head_dim - 1) / 127.0;
+                        let near = if format == KvFormat::Int8 { 0.501 * step } else { 0.0 };
+                        let (key, value) = stored(&pool, 1, head, 3, slot, dim);
+                        assert!((key - want).abs() <= near, "{format:?} {slot} {dim}: {key} {want}");
+                        assert_eq!(value, -key, "{format:?} {slot} {dim}");
                     }
                 }
                 assert_eq!(pool.export(3), bytes);
@@ -302,11 +344,12 @@ mod tests {
 
     #[test]
     fn pages_begin_at_cache_lines() {
-        for format in [KvFormat::F32, KvFormat::Bf16] {
+        for format in [KvFormat::F32, KvFormat::Bf16, KvFormat::Int8] {
             let pool = GroupPool::new(format, 3, 1, 2, 20, 16);
             let at = match pool.paged(0, 0, &[]).pool {
                 Elements::F32(all) => all.as_ptr() as usize,
                 Elements::Bf16(all) => all.as_ptr() as usize,
+                Elements::Int8(all) => all.as_ptr() as usize,
             };
             assert_eq!(at % ALIGNMENT, 0);
         }
@@ -314,7 +357,7 @@ mod tests {
 
     #[test]
     fn bf16_is_the_nearest_and_even_where_two_are() {
-        let rounded = |bits: u32| <u16 as Element>::of(f32::from_bits(bits));
+        let rounded = |bits: u32| <u16 as Element>::of(f32::from_bits(bits), 1.0);
         for (bits, want) in [
             (0x3f80_0000, 0x3f80),
             (0x3f80_7fff, 0x3f80),
@@ -328,8 +371,29 @@ mod tests {
         ] {
             assert_eq!(rounded(bits), want, "{bits:x}");
         }
-        assert!(<u16 as Element>::of(f32::NAN).value().is_nan());
+        assert!(<u16 as Element>::of(f32::NAN, 1.0).value().is_nan());
         assert!(rounded(0x7f80_0001).value().is_nan(), "a NaN whose upper half is an infinity's");
+    }
+
+    #[test]
+    fn int8_rows_are_as_long_as_their_largest_number_says() {
+        let mut rng = fastrand::Rng::with_seed(9);
+        for size in [1e-30, 1e-3, 1.0, 1e30] {
+            let row: Vec<f32> = (0..64).map(|_| (rng.f32() * 2.0 - 1.0) * size).collect();
+            let scale = <i8 as Element>::scale(&row);
+            let most = row.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+            assert_eq!(scale, most / 127.0);
+            let codes: Vec<i8> = row.iter().map(|value| Element::of(*value, scale)).collect();
+            if size > 1e-20 {
+                let near = |(value, code): (&f32, &i8)| (value - f32::from(*code) * scale).abs() <= 0.501 * scale;
+                assert!(row.iter().zip(&codes).all(near));
+                assert_eq!(codes.iter().map(|code| code.unsigned_abs()).max(), Some(127));
+            } else {
+                assert!(codes.iter().all(|code| *code == 0));
+            }
+        }
+        let broken = [1.0, f32::NAN];
+        assert!(<i8 as Element>::scale(&broken).is_nan(), "a row with what is no number gives none");
     }
 
     #[test]
@@ -337,5 +401,8 @@ mod tests {
         assert_eq!(layout_name(KvFormat::F32, 16), "f32le/16/layer,head,(k[token/16,dim,token],v[token/16,token,dim])");
         let bf16 = layout_name(KvFormat::Bf16, 32);
         assert_eq!(bf16, "bf16le/32/layer,head,(k[token/16,dim/2,token,2],v[token/16,token/2,dim,2])");
+        let int8 = layout_name(KvFormat::Int8, 16);
+        let want = "int8/16/layer,head,(k[token/16,dim/2,token,2],f32le[token],v[token/16,token/2,dim,2],f32le[token])";
+        assert_eq!(int8, want);
     }
 }

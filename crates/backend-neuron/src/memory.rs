@@ -10,6 +10,7 @@ use std::sync::Arc;
 use memmap2::{MmapOptions, MmapRaw};
 
 use crate::NeuronError;
+use crate::kernels::matmul::Bf16;
 
 /// Bytes of a piece, unless one plane is larger.
 const PIECE: usize = 64 << 20;
@@ -27,6 +28,7 @@ pub(crate) struct Memory {
 pub(crate) trait Number: Copy + Send + Sync {}
 impl Number for u8 {}
 impl Number for u16 {}
+impl Number for Bf16 {}
 
 /// Numbers in memory of their own.
 pub(crate) struct Plane<T> {

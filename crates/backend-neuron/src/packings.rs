@@ -28,7 +28,7 @@ use crate::{NeuronError, PackingSettings};
 
 const MAGIC: &[u8; 16] = b"holdfast packing";
 /// What packing gives and how files hold it. Raise it with any change of either.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 /// Ends of names: of whole files, and of those that are being written.
 const WHOLE: &str = "packing";
 const PARTIAL: &str = "partial";

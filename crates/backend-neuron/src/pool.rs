@@ -6,7 +6,7 @@
 //! A *region* is one call of [`Pool::run`]. The caller publishes it and takes items itself; helpers that are awake join and take items by a
 //! shared counter until none is left. A helper that is asleep, or that the system runs something else on, is never waited for: only items
 //! that were taken are. Between regions a helper looks for the next one for [`SPIN`] and then sleeps, so that an idle device costs nothing;
-//! a caller that waits for the last item of a helper sleeps as well, which lets the system run that helper in its place.
+//! whoever waits for the last items of others sleeps as well, and looks again now and then, which lets the system run them in its place.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -25,6 +25,10 @@ const WORK_MIN: usize = 150_000;
 const SPIN: Duration = Duration::from_micros(50);
 /// Looks between two readings of the clock.
 const LOOKS: usize = 64;
+/// How long a thread sleeps at most that waits for others inside of a region. When it falls asleep, its core is free, and the system may bring
+/// it a thread that another process has displaced; but not one that ran less than half a millisecond ago, so that it has to be offered
+/// again.
+const NAP: Duration = Duration::from_micros(200);
 
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -168,7 +172,7 @@ impl Drop for Region<'_> {
             shared.caller_asleep.store(true, SeqCst);
             let mut door = lock(&shared.door);
             while !left() {
-                door = shared.caller_door.wait(door).unwrap_or_else(PoisonError::into_inner);
+                door = nap(&shared.caller_door, door);
             }
             shared.caller_asleep.store(false, SeqCst);
         }
@@ -190,7 +194,12 @@ impl Shared {
                 self.asleep.fetch_add(1, SeqCst);
                 let mut door = lock(&self.door);
                 while !begun() {
-                    door = self.helpers_door.wait(door).unwrap_or_else(PoisonError::into_inner);
+                    // The caller has not left the region: it may be the one that was displaced.
+                    let is_open = seen != 0 && self.open.load(SeqCst) == seen;
+                    door = match is_open {
+                        true => nap(&self.helpers_door, door),
+                        false => self.helpers_door.wait(door).unwrap_or_else(PoisonError::into_inner),
+                    };
                 }
                 self.asleep.fetch_sub(1, SeqCst);
             }
@@ -241,6 +250,11 @@ fn spin(is_so: impl Fn() -> bool) -> bool {
             return false;
         }
     }
+}
+
+/// Sleeps for [`NAP`] or until it is woken.
+fn nap<'a>(bell: &Condvar, door: MutexGuard<'a, ()>) -> MutexGuard<'a, ()> {
+    bell.wait_timeout(door, NAP).unwrap_or_else(PoisonError::into_inner).0
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

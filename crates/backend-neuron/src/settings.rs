@@ -16,10 +16,23 @@ pub enum WeightFormat {
     /// As they come.
     #[default]
     F32,
+    /// Rounded to the nearest bf16, ties to even: without loss where that is what the files hold. Arithmetic stays f32, and has the bits that the
+    /// same weights would give in f32. Half the memory of f32 to hold and to read.
+    Bf16,
     /// int8 codes with one scale per group of 32 or 64, in an upper and a lower nibble plane: one copy that is read at 8 bits or, the upper
     /// plane alone, at 4, as each sequence asks. Rows are quantised to int8 per group of 64 before each product. Norms, biases and the
     /// routers of experts stay f32.
     Nested,
+}
+
+/// Models with fewer parameters are held as they come unless someone says otherwise: they are small and quick in any format.
+const SMALL_PARAMETERS: u64 = 64_000_000;
+
+impl WeightFormat {
+    /// What a model of this many parameters should have where nobody says anything: nested, unless it is small.
+    pub fn for_parameters(parameters: u64) -> Self {
+        if parameters < SMALL_PARAMETERS { Self::F32 } else { Self::Nested }
+    }
 }
 
 /// How keys and values are held. Decides the numerics class and the layout of blocks.
@@ -30,6 +43,9 @@ pub enum KvFormat {
     /// Rounded to the nearest bf16, ties to even: half the bytes, and nearly twice the speed where long contexts are read. Arithmetic
     /// stays f32.
     Bf16,
+    /// Codes of -127 to 127 with one f32 scale for the key, and one for the value, of each position and head: little more than a quarter of the
+    /// bytes of f32. Arithmetic stays f32.
+    Int8,
 }
 
 /// How much KV the device holds.
@@ -139,7 +155,7 @@ impl NeuronSettings {
     pub fn kv_format(&self) -> KvFormat {
         self.kv_format.unwrap_or(match self.weights {
             WeightFormat::F32 => KvFormat::F32,
-            WeightFormat::Nested => KvFormat::Bf16,
+            WeightFormat::Bf16 | WeightFormat::Nested => KvFormat::Bf16,
         })
     }
 
@@ -177,6 +193,13 @@ impl NeuronSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn small_models_are_held_as_they_come() {
+        let of = WeightFormat::for_parameters;
+        assert_eq!([of(1_870_000), of(63_999_999)], [WeightFormat::F32; 2]);
+        assert_eq!([of(64_000_000), of(8_000_000_000)], [WeightFormat::Nested; 2]);
+    }
 
     #[test]
     fn errors_name_the_setting() {

@@ -143,6 +143,32 @@ fn nested_weights_are_near_the_reference() {
     }
 }
 
+/// What bf16 holds without loss is the model itself; other weights are a model nearby.
+#[test]
+fn bf16_weights_are_the_reference_where_the_files_hold_bf16() {
+    let exact = NeuronSettings { weights: WeightFormat::Bf16, kv_format: Some(KvFormat::F32), ..settings() };
+    for shape in shapes() {
+        let model = MicroShape { dtype: MicroDtype::Bf16, ..shape.clone() }.build().unwrap();
+        suite(&model, &exact, Tolerance { abs: 5e-5, rel: 1e-5 });
+        // A router that leaves no choice: see above.
+        let model = MicroShape { dtype: MicroDtype::F32, experts: 2, ..shape }.build().unwrap();
+        let rounded = NeuronSettings { weights: WeightFormat::Bf16, ..settings() };
+        let report = suite(&model, &rounded, Tolerance { abs: 0.3, rel: 0.0 });
+        assert!(report.relative_rms_error < 0.008, "{report:?}");
+    }
+}
+
+/// Keys and values in 8 bits are a model nearby that agrees with itself bit for bit, blocks out and in among it.
+#[test]
+fn keys_and_values_in_int8_are_near_the_reference() {
+    let settings = NeuronSettings { kv_format: Some(KvFormat::Int8), ..settings() };
+    for shape in shapes() {
+        let model = MicroShape { experts: 2, ..shape }.build().unwrap();
+        let report = suite(&model, &settings, Tolerance { abs: 0.4, rel: 0.0 });
+        assert!(report.relative_rms_error < 0.012, "{report:?}");
+    }
+}
+
 #[test]
 fn other_shapes_of_the_device_pass_too() {
     let model = MicroShape { seed: 6, ..MicroShape::default() }.build().unwrap();

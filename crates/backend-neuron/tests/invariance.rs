@@ -6,7 +6,7 @@ use holdfast_backend::conformance::PlanBuilder;
 use holdfast_backend::{Backend, BackendError, BlockCopy, CopyDirection};
 use holdfast_backend_neuron::{Isa, KvFormat, KvSize, NeuronDevice, NeuronError, NeuronSettings, WeightFormat};
 use holdfast_model::random::MicroFamily::{Gemma2, Gemma3, GptOss, Mistral, Phi3, Qwen2, Qwen3, SmolLm3};
-use holdfast_model::random::{MicroRope, MicroShape};
+use holdfast_model::random::{MicroDtype, MicroRope, MicroShape};
 use holdfast_model::{Model, ModelSource};
 use holdfast_types::Precision::{Int4, Int8, Native};
 use holdfast_types::{BlockId, LateInputs, OutputRequest, Precision, SamplingParams, SlotSampling};
@@ -83,6 +83,7 @@ fn threads_and_instruction_sets_change_no_bit() {
     for model in &models {
         for (weights, precision, others) in [
             (WeightFormat::F32, Native, &[Native][..]),
+            (WeightFormat::Bf16, Native, &[Native]),
             (WeightFormat::Nested, Int8, &[Int8, Int4]),
             (WeightFormat::Nested, Int4, &[Int8, Int4]),
         ] {
@@ -108,7 +109,7 @@ fn the_description_says_what_was_set() {
     assert_eq!((d.name.as_str(), d.backend.as_str()), ("neuron:0 (cpu, 2 threads)", "neuron"));
     assert_eq!(
         (d.numerics_class.as_str(), d.precisions.as_slice()),
-        ("neuron/f32/kv-f32/r2", [Precision::Native].as_slice())
+        ("neuron/f32/kv-f32/r3", [Precision::Native].as_slice())
     );
     assert_eq!((d.limits.context, d.epoch, d.weights), (100, 1, model.weights().digest()));
     let elements = 2 * 2 * (2 * 16) * 16;
@@ -119,7 +120,7 @@ fn the_description_says_what_was_set() {
     let d = device.describe();
     assert_eq!(
         (d.numerics_class.as_str(), d.precisions.as_slice()),
-        ("neuron/nested/kv-bf16/r2", [Int8, Int4].as_slice())
+        ("neuron/nested/kv-bf16/r3", [Int8, Int4].as_slice())
     );
     assert_eq!((d.kv_groups[0].blocks, d.limits.context), (24, 384), "the pool bounds the context");
 
@@ -164,7 +165,7 @@ fn long_contexts_give_the_same_bits_alone_and_beside_others() {
     let model = shape.build().unwrap();
     let tokens: Vec<u32> = (0..2_200).map(|at| (at * 31 + at / 7) % 250).collect();
     let table: Vec<u32> = (0..138).rev().collect();
-    for kv_format in [KvFormat::F32, KvFormat::Bf16] {
+    for kv_format in [KvFormat::F32, KvFormat::Bf16, KvFormat::Int8] {
         let logits = |threads: usize, isa: Isa, chunks: &[usize], others: u32| {
             let settings = NeuronSettings {
                 threads,
@@ -208,13 +209,27 @@ fn long_contexts_give_the_same_bits_alone_and_beside_others() {
     }
 }
 
+/// A checkpoint in bf16 gives the bits that it gives in f32, in half the memory.
+#[test]
+fn bf16_weights_have_the_bits_of_the_same_weights_in_f32() {
+    for family in [MicroShape::default().family, Phi3, Gemma3, GptOss] {
+        let shape = MicroShape { family, dtype: MicroDtype::Bf16, seed: 23, ..MicroShape::default() };
+        let model = shape.build().unwrap();
+        let [f32, bf16] = [WeightFormat::F32, WeightFormat::Bf16].map(|weights| {
+            let settings = NeuronSettings { weights, kv_format: Some(KvFormat::F32), ..small() };
+            transcript(&model, &settings, Native, Native)
+        });
+        assert!(f32 == bf16, "{family:?}");
+    }
+}
+
 /// A row's bits do not depend on the rows that its experts compute beside it.
 #[test]
 fn experts_do_not_mix_rows() {
     let model =
         MicroShape { family: GptOss, window: Some(17), experts: 7, layers: 3, seed: 19, ..MicroShape::default() };
     let model = model.build().unwrap();
-    for weights in [WeightFormat::F32, WeightFormat::Nested] {
+    for weights in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Nested] {
         // The logits of every token of one sequence, in chunks of these lengths, beside so many rows of another one.
         let logits = |chunks: &[usize], others: u32| {
             let mut device =

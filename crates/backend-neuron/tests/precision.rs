@@ -1,4 +1,4 @@
-//! What nested weights cost in perplexity, on dialogues that Pebble goes on with in f32.
+//! What rounded weights, keys and values cost in perplexity, on dialogues that Pebble goes on with in f32.
 //!
 //! `cargo test -p holdfast-backend-neuron --test precision -- --nocapture` prints the figures.
 
@@ -6,7 +6,7 @@
 
 use holdfast_backend::Backend;
 use holdfast_backend::conformance::PlanBuilder;
-use holdfast_backend_neuron::{KvSize, NeuronDevice, NeuronSettings, WeightFormat};
+use holdfast_backend_neuron::{KvFormat, KvSize, NeuronDevice, NeuronSettings, WeightFormat};
 use holdfast_model::{Model, ModelSource};
 use holdfast_types::{LateInputs, OutputRequest, Precision, SamplingParams, SlotSampling};
 
@@ -25,13 +25,14 @@ const SEQUENCES: u32 = SAID.len() as u32;
 const TOKENS: u32 = 320;
 const BLOCKS: u32 = TOKENS / 16;
 
-fn device(model: &Model, weights: WeightFormat) -> NeuronDevice {
+fn device(model: &Model, weights: WeightFormat, kv_format: Option<KvFormat>) -> NeuronDevice {
     let settings = NeuronSettings {
         threads: 2,
         kv: KvSize::Blocks(SEQUENCES * BLOCKS),
         slots: SEQUENCES,
         max_step_rows: SEQUENCES * TOKENS,
         weights,
+        kv_format,
         ..NeuronSettings::default()
     };
     NeuronDevice::new(model.config(), model.weights(), &settings).unwrap()
@@ -57,7 +58,7 @@ fn prompt(model: &Model, said: &str) -> Vec<u32> {
 
 /// Dialogues that f32 draws to their end.
 fn written(model: &Model, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
-    let mut device = device(model, WeightFormat::F32);
+    let mut device = device(model, WeightFormat::F32, None);
     let mut sequences = prompts.to_vec();
     let mut computed = vec![0; sequences.len()];
     let mut plan = opened();
@@ -85,11 +86,12 @@ fn written(model: &Model, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
 fn perplexity(
     model: &Model,
     weights: WeightFormat,
+    kv_format: Option<KvFormat>,
     precision: Precision,
     prompts: &[Vec<u32>],
     sequences: &[Vec<u32>],
 ) -> f64 {
-    let mut device = device(model, weights);
+    let mut device = device(model, weights, kv_format);
     let mut plan = opened();
     let mut drawn = 0;
     for ((slot, tokens), prompt) in (0..).zip(sequences).zip(prompts) {
@@ -116,14 +118,26 @@ fn eight_bits_cost_less_than_a_percent_of_perplexity() {
     let model = Model::load(&ModelSource::resolve(ModelSource::BUILT_IN[0]).unwrap()).unwrap();
     let prompts = SAID.map(|said| prompt(&model, said));
     let sequences = written(&model, &prompts);
-    let of = |weights, precision| perplexity(&model, weights, precision, &prompts, &sequences);
+    let of = |weights, precision| perplexity(&model, weights, None, precision, &prompts, &sequences);
+    let with_kv = |kv| perplexity(&model, WeightFormat::F32, Some(kv), Precision::Native, &prompts, &sequences);
     let f32 = of(WeightFormat::F32, Precision::Native);
+    let bf16 = of(WeightFormat::Bf16, Precision::Native);
+    let [kv_bf16, kv_int8] = [KvFormat::Bf16, KvFormat::Int8].map(with_kv);
     let [int8, int4] = [Precision::Int8, Precision::Int4].map(|precision| of(WeightFormat::Nested, precision));
     println!(
-        "perplexity: f32 {f32:.4}, 8 bits {:+.3}%, 4 bits {:+.2}%",
+        "perplexity: f32 {f32:.4}, bf16 {:+.3}%, 8 bits {:+.3}%, 4 bits {:+.2}%",
+        (bf16 / f32 - 1.0) * 100.0,
         (int8 / f32 - 1.0) * 100.0,
         (int4 / f32 - 1.0) * 100.0
     );
+    println!(
+        "with f32 weights: keys and values in bf16 {:+.3}%, in int8 {:+.3}%",
+        (kv_bf16 / f32 - 1.0) * 100.0,
+        (kv_int8 / f32 - 1.0) * 100.0
+    );
+    assert!((kv_bf16 / f32 - 1.0).abs() < 0.002, "{kv_bf16} of {f32}");
+    assert!((kv_int8 / f32 - 1.0).abs() < 0.005, "{kv_int8} of {f32}");
+    assert!((bf16 / f32 - 1.0).abs() < 0.002, "{bf16} of {f32}");
     assert!((int8 / f32 - 1.0).abs() < 0.01, "{int8} of {f32}");
     assert!(int4 < 2.0 * f32, "{int4} of {f32}");
 }

@@ -5,17 +5,19 @@
 //! here: retries of unary calls (give them a `request_id` and they may be repeated) and anything that prints.
 #![forbid(unsafe_code)]
 
+mod connection;
 mod error;
 pub mod items;
 mod turn;
 
+pub use connection::Connection;
 pub use error::ClientError;
 pub use holdfast_contracts::v1;
 pub use turn::TurnEvents;
 
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use v1::completion_service_client::CompletionServiceClient;
 use v1::model_service_client::ModelServiceClient;
 use v1::runtime_service_client::RuntimeServiceClient;
@@ -28,7 +30,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection to a runtime; cheap to clone, safe to share.
 #[derive(Debug, Clone)]
 pub struct Client {
-    channel: Channel,
+    connection: Connection,
 }
 
 impl Client {
@@ -45,32 +47,37 @@ impl Client {
             address: address.to_owned(),
             problem: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
         })?;
-        Ok(Self { channel })
+        Ok(Self { connection: Connection::new(channel) })
+    }
+
+    /// The connection, for services that are not wrapped here, such as gRPC's health service.
+    pub fn connection(&self) -> Connection {
+        self.connection.clone()
     }
 
     /// Sessions, turns and items.
-    pub fn sessions(&self) -> SessionServiceClient<Channel> {
-        SessionServiceClient::new(self.channel.clone())
+    pub fn sessions(&self) -> SessionServiceClient<Connection> {
+        SessionServiceClient::new(self.connection.clone())
     }
 
     /// The stateless baseline.
-    pub fn completions(&self) -> CompletionServiceClient<Channel> {
-        CompletionServiceClient::new(self.channel.clone())
+    pub fn completions(&self) -> CompletionServiceClient<Connection> {
+        CompletionServiceClient::new(self.connection.clone())
     }
 
     /// Served models.
-    pub fn models(&self) -> ModelServiceClient<Channel> {
-        ModelServiceClient::new(self.channel.clone())
+    pub fn models(&self) -> ModelServiceClient<Connection> {
+        ModelServiceClient::new(self.connection.clone())
     }
 
     /// Token counts.
-    pub fn tokens(&self) -> TokenServiceClient<Channel> {
-        TokenServiceClient::new(self.channel.clone())
+    pub fn tokens(&self) -> TokenServiceClient<Connection> {
+        TokenServiceClient::new(self.connection.clone())
     }
 
     /// The runtime itself.
-    pub fn runtime(&self) -> RuntimeServiceClient<Channel> {
-        RuntimeServiceClient::new(self.channel.clone())
+    pub fn runtime(&self) -> RuntimeServiceClient<Connection> {
+        RuntimeServiceClient::new(self.connection.clone())
     }
 
     /// Runs a turn and follows it. The stream attaches again by itself when the connection breaks, for as long as the

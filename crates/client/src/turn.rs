@@ -100,5 +100,5 @@ impl TurnEvents {
 
 /// Whether the connection, rather than the request, is at fault.
 fn is_broken(status: &tonic::Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::Unknown)
+    status.code() == Code::Unavailable
 }

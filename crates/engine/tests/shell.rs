@@ -79,14 +79,48 @@ fn a_device_that_is_away_is_waited_for() {
     handle.shutdown();
 }
 
+/// A device that never comes back, and tells of each step that it was tried with.
+struct Gone {
+    device: DeviceDescription,
+    tries: Sender<()>,
+}
+
+impl Backend for Gone {
+    fn describe(&self) -> &DeviceDescription {
+        &self.device
+    }
+    fn submit(&mut self, _plan: &StepPlan) -> Result<StepTicket, BackendError> {
+        let _ = self.tries.send(());
+        Err(BackendError::Lost("for ever".into()))
+    }
+    fn collect(&mut self, _step: StepTicket, _late: &LateInputs) -> Result<StepOutput, BackendError> {
+        unreachable!("no step was taken")
+    }
+    fn begin_copy(&mut self, _copy: BlockCopy) -> Result<CopyTicket, BackendError> {
+        unreachable!("nothing was computed")
+    }
+    fn poll_copies(&mut self) -> Vec<CopyDone> {
+        Vec::new()
+    }
+}
+
 #[test]
 fn a_shutdown_does_not_wait_for_a_device_that_is_away() {
-    let backend = TokenBackend::new(small_device(4, &[64], 4));
-    (0..100_000).for_each(|_| backend.faults().add(0, Call::Submit, BackendError::Lost("for ever".into())));
-    let (handle, effects) = begin(Box::new(backend));
+    let (tries, tried) = channel();
+    let (handle, effects) = begin(Box::new(Gone { device: small_device(4, &[64], 4), tries }));
     handle.send(start(run(1, log(0..20), 5))).unwrap();
-    handle.shutdown();
-    assert!(matches!(next(&effects), Effect::Failed { failure, .. } if failure.reason == Reason::RuntimeDraining));
+    // The run's own step, then steps of nothing: by the third the engine parks.
+    (0..3).for_each(|_| tried.recv_timeout(Duration::from_secs(30)).expect("the engine tries the device"));
+    let stopped = std::thread::spawn(move || handle.shutdown());
+    let failure = loop {
+        match next(&effects) {
+            Effect::Failed { failure, .. } => break failure,
+            Effect::Progress { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(failure.reason, Reason::RuntimeDraining);
+    stopped.join().unwrap();
 }
 
 #[test]

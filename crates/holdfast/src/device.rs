@@ -107,11 +107,11 @@ fn local(settings: &Settings, place: usize, model: &Model) -> anyhow::Result<Box
     if settings.device.kind == DeviceKind::Cuda {
         return gpus::device(settings, model);
     }
-    Ok(Box::new(NeuronDevice::new(model.config(), model.weights(), &neuron_settings(settings, place)?)?))
+    Ok(Box::new(NeuronDevice::new(model.config(), model.weights(), &neuron_settings(settings, place, model)?)?))
 }
 
-/// Settings of the CPU device for the `place`th model.
-pub(crate) fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Result<NeuronSettings> {
+/// Settings of the CPU device for `model`, the `place`th.
+pub(crate) fn neuron_settings(settings: &Settings, place: usize, model: &Model) -> anyhow::Result<NeuronSettings> {
     let device = &settings.device;
     let defaults = NeuronSettings::default();
     Ok(NeuronSettings {
@@ -122,14 +122,16 @@ pub(crate) fn neuron_settings(settings: &Settings, place: usize) -> anyhow::Resu
         slots: device.slots,
         max_step_rows: device.max_step_rows,
         weights: match device.weights {
-            // The settings were checked: no CPU device is asked for bf16.
-            Weights::Auto | Weights::F32 | Weights::Bf16 => WeightFormat::F32,
+            Weights::Auto => WeightFormat::for_parameters(model.parameters()),
+            Weights::F32 => WeightFormat::F32,
+            Weights::Bf16 => WeightFormat::Bf16,
             Weights::Nested => WeightFormat::Nested,
         },
         kv_format: match device.kv_format {
             KvFormat::Auto => None,
             KvFormat::F32 => Some(holdfast_backend_neuron::KvFormat::F32),
             KvFormat::Bf16 => Some(holdfast_backend_neuron::KvFormat::Bf16),
+            KvFormat::Int8 => Some(holdfast_backend_neuron::KvFormat::Int8),
         },
         packings: settings.packings(),
         chip: devices::chip(settings),

@@ -70,7 +70,7 @@ pub(crate) struct DeviceSettings {
     pub(crate) memory_fraction: f64,
     /// The library of NVRTC, CUDA's compiler at run time, where it is in no usual place.
     pub(crate) nvrtc: Option<PathBuf>,
-    /// How weights are held: `f32`, `bf16`, `nested`, or `auto`: f32 on the CPU device, bf16 on a GPU.
+    /// How weights are held: `f32`, `bf16`, `nested`, or `auto`: on a GPU bf16; on the CPU device f32 below 64 million parameters, else nested.
     pub(crate) weights: Weights,
     /// Where packed weights are kept from one start to the next; `packings` in `data_dir` unless set.
     pub(crate) packing_dir: Option<PathBuf>,
@@ -78,7 +78,7 @@ pub(crate) struct DeviceSettings {
     pub(crate) packing_bytes: u64,
     /// Weights that are packed in less are not kept, milliseconds.
     pub(crate) packing_after_ms: u64,
-    /// How keys and values are held: `f32`, `bf16`, or `auto`: f32 with f32 weights, else bf16.
+    /// How keys and values are held: `f32`, `bf16`, `int8`, or `auto`: f32 with f32 weights, else bf16.
     pub(crate) kv_format: KvFormat,
     /// Memory of the KV pool of each model, bytes.
     pub(crate) kv_bytes: u64,
@@ -106,11 +106,11 @@ pub(crate) enum DeviceKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Weights {
-    /// As the kind of device is best at without changing them much: f32 on the CPU device, bf16 on a GPU.
+    /// As the device and the size of the model ask for.
     Auto,
     /// As they are: the CPU device alone.
     F32,
-    /// Rounded to bf16: a GPU alone.
+    /// Rounded to bf16.
     Bf16,
     /// 8-bit codes with a scale per group of 32 or 64, in two planes of 4 bits: read at 8 bits, or at 4.
     Nested,
@@ -126,6 +126,8 @@ pub(crate) enum KvFormat {
     F32,
     /// Rounded to bf16.
     Bf16,
+    /// In 8 bits, with a scale for each key and value.
+    Int8,
 }
 
 /// `[chip]`: what it says changes modelled figures only.
@@ -442,7 +444,7 @@ impl Settings {
             return wrong("device.block_tokens", format!("{block} is not a multiple of 16 up to 1024"));
         }
         self.device.check_remote(self.models.len())?;
-        self.device.check_weights()?;
+        self.device.check_gpu()?;
         let share = self.device.memory_fraction;
         if !(share > 0.0 && share <= 1.0) {
             return wrong("device.memory_fraction", format!("{share} is not above 0 and at most 1"));
@@ -484,13 +486,19 @@ impl DeviceSettings {
         if self.kind == DeviceKind::Remote { self.address.as_ref()?.parse().ok() } else { None }
     }
 
-    fn check_weights(&self) -> Result<(), SettingsError> {
-        let wrong = |problem: &str| Err(SettingsError::Meaning { key: "device.weights", problem: problem.to_owned() });
-        match (self.kind, self.weights) {
-            (DeviceKind::Neuron, Weights::Bf16) => wrong("the CPU device holds f32 or nested, not bf16"),
-            (DeviceKind::Cuda, Weights::F32) => wrong("a GPU holds bf16 or nested, not f32"),
-            _ => Ok(()),
+    /// What a GPU has not.
+    fn check_gpu(&self) -> Result<(), SettingsError> {
+        let wrong = |key, problem: &str| Err(SettingsError::Meaning { key, problem: problem.to_owned() });
+        if self.kind != DeviceKind::Cuda {
+            return Ok(());
         }
+        if self.weights == Weights::F32 {
+            return wrong("device.weights", "a GPU holds bf16 or nested, not f32");
+        }
+        if !matches!(self.kv_format, KvFormat::Auto | KvFormat::Bf16) {
+            return wrong("device.kv_format", "a GPU holds keys and values in bf16 alone");
+        }
+        Ok(())
     }
 
     fn check_remote(&self, models: usize) -> Result<(), SettingsError> {

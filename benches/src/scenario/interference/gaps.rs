@@ -1,9 +1,9 @@
 //! Gaps between words on a common time line.
 //!
-//! In: answers and when they were asked for. Out: each gap with its place, and those that a span of time has touched. Deliberately
-//! not here: who answers, and what else ran meanwhile.
+//! In: answers and when they were asked for. Out: each gap with its place, and those that a span of time has touched, or the stall that
+//! swallowed it. Deliberately not here: who answers, and what else ran meanwhile.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::player::Answer;
 
@@ -31,10 +31,7 @@ impl Span {
 
 /// The gaps of an answer that was asked for at `asked`, on a time line that begins at `zero`.
 pub(crate) fn place(asked: Instant, zero: Instant, answer: &Answer) -> Vec<Gap> {
-    let asked_s = match asked.checked_duration_since(zero) {
-        Some(after) => after.as_secs_f64(),
-        None => -(zero - asked).as_secs_f64(),
-    };
+    let asked_s = seconds(asked, zero);
     let mut at_s = asked_s + answer.first_token.as_secs_f64();
     let place = |gap: &std::time::Duration| {
         let gap = Gap { begin_s: at_s, length_s: gap.as_secs_f64() };
@@ -44,15 +41,39 @@ pub(crate) fn place(asked: Instant, zero: Instant, answer: &Answer) -> Vec<Gap> 
     answer.gaps.iter().map(place).collect()
 }
 
-/// Milliseconds of the gaps that `span` touches.
-pub(crate) fn within_ms(gaps: &[Gap], span: Span) -> Vec<f64> {
-    gaps.iter().filter(|gap| span.touches(gap)).map(|gap| gap.length_s * 1e3).collect()
+/// The waits for a first word of answers that were asked for one right after the other: each from the last word before it. The first
+/// begins where its answer was asked for; what follows the last answer's last word ends with that answer.
+pub(crate) fn pauses(zero: Instant, answers: &[(Instant, Answer)]) -> Vec<Gap> {
+    let Some((first, _)) = answers.first() else { return Vec::new() };
+    let mut begin_s = seconds(*first, zero);
+    let mut end_s = begin_s;
+    let mut pauses = Vec::new();
+    for (asked, answer) in answers {
+        let asked_s = seconds(*asked, zero);
+        let word_s = asked_s + answer.first_token.as_secs_f64();
+        pauses.push(Gap { begin_s, length_s: word_s - begin_s });
+        begin_s = word_s + answer.gaps.iter().map(Duration::as_secs_f64).sum::<f64>();
+        end_s = asked_s + answer.total.as_secs_f64();
+    }
+    pauses.push(Gap { begin_s, length_s: end_s - begin_s });
+    pauses
+}
+
+fn seconds(at: Instant, zero: Instant) -> f64 {
+    at.checked_duration_since(zero).map_or_else(|| -(zero - at).as_secs_f64(), |after| after.as_secs_f64())
+}
+
+/// Milliseconds of the gaps that `span` touches. Where no word was said in all of it, the pause that swallowed it is the gap.
+pub(crate) fn within_ms(gaps: &[Gap], pauses: &[Gap], span: Span) -> Vec<f64> {
+    let touched: Vec<f64> = gaps.iter().filter(|gap| span.touches(gap)).map(|gap| gap.length_s * 1e3).collect();
+    if touched.is_empty() {
+        return pauses.iter().filter(|pause| span.touches(pause)).map(|pause| pause.length_s * 1e3).collect();
+    }
+    touched
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::player::now;
 
@@ -71,12 +92,23 @@ mod tests {
         let gaps: Vec<Gap> = [(0.0, 1.0), (1.0, 1.5), (2.5, 0.5), (3.0, 2.0), (5.0, 1.0)]
             .map(|(begin_s, length_s)| Gap { begin_s, length_s })
             .into();
-        assert_eq!(within_ms(&gaps, Span { begin_s: 2.0, end_s: 4.0 }), [1500.0, 500.0, 2000.0]);
-        assert_eq!(
-            within_ms(&gaps, Span { begin_s: 3.5, end_s: 4.0 }),
-            [2000.0],
-            "a stall longer than the span is not lost"
-        );
-        assert!(within_ms(&gaps, Span { begin_s: 6.0, end_s: 9.0 }).is_empty(), "what only adjoins does not count");
+        let within = |begin_s, end_s| within_ms(&gaps, &[], Span { begin_s, end_s });
+        assert_eq!(within(2.0, 4.0), [1500.0, 500.0, 2000.0]);
+        assert_eq!(within(3.5, 4.0), [2000.0], "a stall longer than the span is not lost");
+        assert!(within(6.0, 9.0).is_empty(), "what only adjoins does not count");
+    }
+
+    #[test]
+    fn a_pause_counts_where_no_word_was_said() {
+        let (zero, second) = (now(), Duration::from_secs(1));
+        let answer = Answer { first_token: 4 * second, gaps: vec![second], total: 6 * second, ..Answer::default() };
+        let answers = [(zero - second, answer.clone()), (zero + 5 * second, answer)];
+        let (gaps, pauses) = (place(answers[0].0, zero, &answers[0].1), pauses(zero, &answers));
+        let begins: Vec<_> = pauses.iter().map(|pause| (pause.begin_s, pause.length_s)).collect();
+        assert_eq!(begins, [(-1.0, 4.0), (4.0, 5.0), (10.0, 1.0)]);
+        let within = |begin_s, end_s| within_ms(&gaps, &pauses, Span { begin_s, end_s });
+        assert_eq!(within(0.0, 2.0), [4000.0], "before the first word");
+        assert_eq!(within(5.0, 8.0), [5000.0], "between two answers");
+        assert_eq!(within(2.0, 8.0), [1000.0], "a word was said");
     }
 }

@@ -158,8 +158,8 @@ impl Played {
 
 fn notes(sides: &[Played]) -> Vec<String> {
     let mut notes = vec![
-        "A gap counts as beside the prompts when it shares any time with the reading of one, and then with all its length; \
-         figures are medians over repetitions."
+        "A gap counts as beside the prompts when it shares any time with the reading of one, and then with all its length; where \
+         no word was said meanwhile, so does the wait for the next one. Figures are medians over repetitions."
             .to_owned(),
     ];
     for played in sides {

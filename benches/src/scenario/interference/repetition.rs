@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use fastrand::Rng;
 
-use super::gaps::{Gap, Span, place, within_ms};
+use super::gaps::{Gap, Span, pauses, place, within_ms};
 use crate::noise::settle;
 use crate::player::{Answer, Player, Said, now};
 use crate::scenario::side::Side;
@@ -35,6 +35,12 @@ impl Lengths {
     fn say(&self, rng: &mut Rng, tokens: usize) -> [Said; 1] {
         [Said::User(self.sizing.text(rng, tokens))]
     }
+
+    /// Whether another turn fits behind this one. Texts come to about their tokens, so a question is given twice its own.
+    fn has_room(&self, last: &Answer) -> bool {
+        let turn = 2 * (QUESTION_TOKENS + self.sizing.message_tokens) as u64 + u64::from(self.answer_tokens);
+        last.tokens.input + last.tokens.output + turn <= self.sizing.context_limit_tokens as u64
+    }
 }
 
 /// What was measured.
@@ -45,6 +51,8 @@ pub(crate) struct Repetition {
     pub(crate) idle_ms: Vec<f64>,
     /// Gaps of the answer around the prompts; the time line begins when they arrive.
     pub(crate) gaps: Vec<Gap>,
+    /// Its waits for first words, on the same time line.
+    pauses: Vec<Gap>,
 }
 
 /// Two prompts that arrived together.
@@ -70,9 +78,9 @@ impl Prefills {
 }
 
 impl Repetition {
-    /// Gaps that the prompts touched.
+    /// Gaps that the prompts touched, at least one.
     pub(crate) fn loaded_ms(&self) -> Vec<f64> {
-        within_ms(&self.gaps, Span { begin_s: 0.0, end_s: self.loaded.all_s() })
+        within_ms(&self.gaps, &self.pauses, Span { begin_s: 0.0, end_s: self.loaded.all_s() })
     }
 
     /// 99th percentile of the gaps under load over that of the same session alone.
@@ -99,18 +107,17 @@ pub(crate) async fn play(side: &Side, lengths: &Lengths, rng: &mut Rng) -> anyho
     let head_start = (alone.first_token * HEAD_START).max(HEAD_START_MIN);
     let is_over = Cell::new(false);
     let mut others = rng.fork();
-    let (answers, loaded) = tokio::join!(answers_until(&is_over, &mut reader, lengths, rng), async {
+    let (answers, loaded) = tokio::join!(answers_until(&is_over, (side, reader, &alone), lengths, rng), async {
         tokio::time::sleep(head_start).await;
         let loaded = prefills(side, lengths, &mut others).await;
         is_over.set(true);
         loaded
     });
-    let loaded = loaded?;
-    let gaps: Vec<Gap> = answers?.iter().flat_map(|(asked, answer)| place(*asked, loaded.begin, answer)).collect();
+    let (loaded, answers) = (loaded?, answers?);
+    let gaps: Vec<Gap> = answers.iter().flat_map(|(asked, answer)| place(*asked, loaded.begin, answer)).collect();
+    let pauses = pauses(loaded.begin, &answers);
     let idle_ms = alone.gaps.iter().map(|gap| gap.as_secs_f64() * 1e3).collect();
-    let repetition = Repetition { solo, loaded, idle_ms, gaps };
-    ensure!(!repetition.loaded_ms().is_empty(), "no word was said while the prompts were read");
-    Ok(repetition)
+    Ok(Repetition { solo, loaded, idle_ms, gaps, pauses })
 }
 
 /// Two cold prompts at once, each until its first word.
@@ -128,15 +135,19 @@ async fn prefills(side: &Side, lengths: &Lengths, rng: &mut Rng) -> anyhow::Resu
     })
 }
 
-/// Lets the session speak, turn after turn, until `is_over`.
+/// Lets the reader, who has heard one answer, go on turn after turn until `is_over`; in another session where the model's context has
+/// no room for a further turn.
 async fn answers_until(
     is_over: &Cell<bool>,
-    reader: &mut Player,
+    (side, mut reader, heard): (&Side, Player, &Answer),
     lengths: &Lengths,
     rng: &mut Rng,
 ) -> anyhow::Result<Vec<(Instant, Answer)>> {
-    let mut answers = Vec::new();
+    let mut answers: Vec<(Instant, Answer)> = Vec::new();
     while !is_over.get() {
+        if !lengths.has_room(answers.last().map_or(heard, |(_, last)| last)) {
+            reader = side.open().await?;
+        }
         let said = lengths.say(rng, QUESTION_TOKENS);
         let asked = now();
         answers.push((asked, reader.turn(&said, lengths.answer_tokens).await?));
@@ -158,6 +169,7 @@ mod tests {
             loaded: prefills([4.0, 3.0]),
             idle_ms: vec![10.0, 20.0],
             gaps: vec![gap(-1.0, 0.5), gap(1.0, 0.05), gap(3.9, 0.04), gap(5.0, 9.0)],
+            pauses: vec![gap(-0.5, 1.5)],
         };
         assert_eq!(repetition.solo.tokens_per_s(), 500.0);
         assert_eq!(repetition.prefill_fraction(), 0.5);

@@ -27,8 +27,8 @@ pub(super) trait Perfect {
 /// # Errors
 /// When the model cannot be loaded, or a setting cannot be meant.
 pub(super) fn perfect(model: &Chosen, common: &Common) -> anyhow::Result<DeviceBench> {
-    let settings = Settings::of(&common.set)?;
     let model = Model::load(&ModelSource::resolve(&model.path)?)?;
+    let settings = Settings::of(&common.set)?.for_model(&model);
     DeviceBench::new(&model, &settings.device, settings.chunk_tokens)
 }
 

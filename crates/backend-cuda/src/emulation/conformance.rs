@@ -9,9 +9,7 @@ use holdfast_model::Model;
 use holdfast_model::random::MicroShape;
 use holdfast_types::Precision;
 
-use self::suite::{
-    conforms, has_the_bits_of_the_cpu_device, has_the_bits_of_the_cpu_device_over_spans, shapes, small,
-};
+use self::suite::{conforms, has_the_bits_of_the_cpu_device, has_the_bits_of_the_cpu_device_over_spans, shapes, small};
 use super::Emulated;
 use crate::device::WeightSource;
 use crate::{CudaDevice, CudaError, CudaSettings, KvSize, WeightFormat};

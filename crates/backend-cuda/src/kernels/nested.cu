@@ -2,13 +2,15 @@
 //
 // In: an input and a matrix. Out: f32, `[rows][width]`. Deliberately not here: quantising rows (`rows.cu`).
 //
-// The sum of a group of weights (32 or 64 along the depth) is exact in integers, whatever computes it. Of two groups of 32 the first is
-// scaled by its weights' scale, the second fused onto it; what a block of 64 gives is fused onto the total with the row's scale, blocks in
-// rising order. A product of codes is `sum(x * w) + shift`, where w is a byte without sign and the shift belongs to the row.
+// The sum of a group of weights (32 or 64 along the depth) is exact in integers, whatever computes it. A product of codes is `sum(x * w) + shift`, where
+// w is a byte without sign and the shift belongs to the row. Sums begin with the bits of BIAS beside the shift, so that the bits of a sum are the f32
+// BIAS + sum and nothing has to be converted, which would have a quarter of an addition's rate or less. A block of 64 begins with its offset,
+// `-(BIAS * s)` or `-(BIAS * s0 + BIAS * s1)`, and fuses each group onto it with its weights' scale; the block is fused onto the total with the row's
+// scale, blocks in rising order.
 
-// Sums begin at these bits plus the shift: as a float, the end less 1.5 * 2^23 is the integer, exactly, since it is below 2^22. Cheaper than
-// a conversion, which has a quarter of an addition's rate or less.
-#define SUM_ZERO 0x4b400000
+// 1.5 * 2^23: its last bit is worth 1, and a sum of a block changes no bit of its exponent.
+#define BIAS 12582912.0f
+#define BIAS_BITS 0x4b400000
 
 // The eight words of a lane's codes of one block. Without a lower plane, lower nibbles are zeros.
 __device__ inline void unpack(uint4 upper, uint4 lower, u32 (&a)[2][4]) {
@@ -20,31 +22,33 @@ __device__ inline void unpack(uint4 upper, uint4 lower, u32 (&a)[2][4]) {
     }
 }
 
-__device__ inline float whole(int bits) { return as_float(static_cast<u32>(bits)) - 12582912.0f; }
-
-// What a block of 64 gives before the row's scale, for outputs g and g + 8 and rows 2q and 2q + 1. `shifts` are those of the two rows.
+// What a block of 64 gives before the row's scale, for outputs g and g + 8 and rows 2q and 2q + 1. `shifts` are those of the two rows, `factors` the
+// scales of the groups and the offset, of both outputs.
 __device__ inline void block_sums(
-    const u32 (&a)[2][4], const uint2 (&b)[2], const int (&shifts)[2][2], const float (&scales)[2][2], bool halves, float (&out)[4]) {
+    const u32 (&a)[2][4], const uint2 (&b)[2], const int (&shifts)[2][2], const float (&factors)[3][2], bool halves, float (&out)[4]) {
     u32 first[2] = {b[0].x, b[0].y}, second[2] = {b[1].x, b[1].y};
     int sums[4];
     if (halves) {
         int others[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            sums[i] = SUM_ZERO + shifts[i % 2][0];
-            others[i] = SUM_ZERO + shifts[i % 2][1];
+            sums[i] = BIAS_BITS + shifts[i % 2][0];
+            others[i] = BIAS_BITS + shifts[i % 2][1];
         }
         mma_u8_s8(sums, a[0], first);
         mma_u8_s8(others, a[1], second);
 #pragma unroll
-        for (int i = 0; i < 4; i++) out[i] = fused(whole(others[i]), scales[1][i / 2], whole(sums[i]) * scales[0][i / 2]);
+        for (int i = 0; i < 4; i++) {
+            float half = fused(as_float(static_cast<u32>(sums[i])), factors[0][i / 2], factors[2][i / 2]);
+            out[i] = fused(as_float(static_cast<u32>(others[i])), factors[1][i / 2], half);
+        }
     } else {
 #pragma unroll
-        for (int i = 0; i < 4; i++) sums[i] = SUM_ZERO + shifts[i % 2][0] + shifts[i % 2][1];
+        for (int i = 0; i < 4; i++) sums[i] = BIAS_BITS + shifts[i % 2][0] + shifts[i % 2][1];
         mma_u8_s8(sums, a[0], first);
         mma_u8_s8(sums, a[1], second);
 #pragma unroll
-        for (int i = 0; i < 4; i++) out[i] = whole(sums[i]) * scales[0][i / 2];
+        for (int i = 0; i < 4; i++) out[i] = fused(as_float(static_cast<u32>(sums[i])), factors[0][i / 2], factors[2][i / 2]);
     }
 }
 
@@ -74,14 +78,20 @@ __device__ inline Packed load_packed(const ProductParams& p, u32 tile, u32 block
 // The same, ready to be multiplied.
 struct Weights {
     u32 codes[2][4];
-    float scales[2][2];
+    float factors[3][2];  // [scale of the first group, of the second, offset][output g or g + 8]
 };
 
 __device__ inline Weights unpacked(const ProductParams& p, const Packed& packed) {
     Weights w;
     unpack(packed.upper, packed.lower, w.codes);
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) w.scales[i / 2][i % 2] = f16_value(packed.scales[i / 2][i % 2]) * p.matrix.power;
+    for (u32 i = 0; i < 2; i++) {
+        float first = f16_value(packed.scales[0][i]) * p.matrix.power, second = f16_value(packed.scales[1][i]) * p.matrix.power;
+        w.factors[0][i] = first;
+        w.factors[1][i] = second;
+        // Products with the bias are exact.
+        w.factors[2][i] = p.matrix.halves ? -BIAS * first - BIAS * second : -BIAS * first;
+    }
     return w;
 }
 
@@ -131,7 +141,7 @@ KERNEL(product_nested_few, FEW_WARPS * 32, ProductParams) {
                 if (at < tiles) {
                     Columns c = load_columns(p, first_row + at * 8, block, lane);
                     float made[4];
-                    block_sums(w.codes, c.codes, c.shifts, w.scales, p.matrix.halves, made);
+                    block_sums(w.codes, c.codes, c.shifts, w.factors, p.matrix.halves, made);
                     for (int i = 0; i < 4; i++) parts[warp][at][lane][i] = made[i];
                 }
             }
@@ -173,7 +183,7 @@ KERNEL(product_nested_many, 256, ProductParams) {
 #pragma unroll
             for (u32 t = 0; t < 2; t++) {
                 float made[4];
-                block_sums(w[t].codes, c.codes, c.shifts, w[t].scales, p.matrix.halves, made);
+                block_sums(w[t].codes, c.codes, c.shifts, w[t].factors, p.matrix.halves, made);
                 for (int i = 0; i < 4; i++) totals[t][n][i] = fused(made[i], scales[i % 2], totals[t][n][i]);
             }
         }

@@ -9,9 +9,11 @@
 //! is 0 at 4 bits, and the shift, which depends on the row alone, takes back what w has too much: `-128 * sum(x)`, or at 4 bits
 //! `-120.5 * sum(x)`, rounded down.
 //!
-//! Order of accumulation, the same on every path: the sum of a group of weights (32 or 64 along the depth) is exact in 32 bits; of two
-//! groups of 32 the first is scaled by its weights' scale, the second fused onto it; what a block of 64 gives is fused onto the total
-//! with the row's scale, blocks in rising order.
+//! Order of accumulation, the same on every path. The sum of a group of weights (32 or 64 along the depth) is exact in 32 bits; it begins
+//! with the bits of [`BIAS`] beside the shift, so that the bits of the sum are the f32 `BIAS + sum` and nothing has to be converted. A block of
+//! 64 begins with its offset, `-(BIAS * s)` or `-(BIAS * s0 + BIAS * s1)`, and fuses each group onto it with its weights' scale: with one group
+//! that is the exact product, rounded once; with two, what is rounded in between is worth about one unit of the sum, far below what
+//! quantised rows have lost. The block is fused onto the total with the row's scale, blocks in rising order.
 
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -25,8 +27,8 @@ use super::{Isa, Level};
 
 /// Output features of a panel: two AVX-512 registers of sums, so that a code of a row that was read is used twice.
 pub const COLUMNS: usize = 32;
-/// Most rows of a tile: their sums of a block fill half of the 32 registers of AVX-512.
-pub const TILE: usize = 8;
+/// Most rows of a tile: with 16 columns, what both halves of a block give fits into the 32 registers of AVX-512.
+pub const TILE: usize = 12;
 /// Codes of a block along the depth that one 32-bit lane holds.
 pub(crate) const LANE: usize = 4;
 /// Lanes of a block along the depth.
@@ -38,8 +40,20 @@ pub(crate) const STEP: usize = COLUMNS * LANE;
 pub const PLANE: usize = BLOCK * COLUMNS / 2;
 /// Most blocks that are unpacked at once: they stay in the nearest cache while all rows are multiplied with them.
 pub const UNPACKED_BLOCKS: usize = 8;
+/// 1.5 * 2^23: its last bit is worth 1, and a sum of a block changes no bit of its exponent.
+pub(crate) const BIAS: f32 = 12_582_912.0;
 /// Shifts of a row and block: of the first half, of the second, of the whole.
 pub const SHIFTS: usize = 3;
+
+/// Sums of a row, one for each column of a panel. At cache lines: registers that cross one cost the kernels a fifth of their speed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(64))]
+pub struct Sums(pub [f32; COLUMNS]);
+
+impl Sums {
+    /// Where products begin.
+    pub const ZERO: Self = Self([0.0; COLUMNS]);
+}
 
 /// Quantised rows of one precision, side by side: a block of the first row, the same block of the second, and so on.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +64,7 @@ pub struct Tile<'a> {
     pub codes: &'a [i8],
     /// `[blocks][rows]`.
     pub scales: &'a [f32],
-    /// `[blocks][SHIFTS][rows]`.
+    /// `[blocks][SHIFTS][rows]`, each with the bits of [`BIAS`].
     pub shifts: &'a [i32],
 }
 
@@ -83,7 +97,7 @@ pub struct TileMut<'a> {
     pub codes: &'a mut [i8],
     /// `[blocks][rows]`.
     pub scales: &'a mut [f32],
-    /// `[blocks][SHIFTS][rows]`.
+    /// `[blocks][SHIFTS][rows]`, each with the bits of [`BIAS`].
     pub shifts: &'a mut [i32],
 }
 
@@ -130,14 +144,21 @@ impl Panel<'_> {
     }
 }
 
+/// What sums of a block are scaled with: the scales of its groups (of one that is 64, twice), and its offset.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct Factors {
+    scales: [[f32; COLUMNS]; 2],
+    offset: [f32; COLUMNS],
+}
+
 /// Blocks of a panel with their bytes put together, for many tiles.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Unpacked {
     /// `[blocks][STEPS][COLUMNS][LANE]`.
     bytes: [[u8; STEPS * STEP]; UNPACKED_BLOCKS],
-    /// `[blocks][groups of a block][COLUMNS]`.
-    scales: [[[f32; COLUMNS]; 2]; UNPACKED_BLOCKS],
+    factors: [Factors; UNPACKED_BLOCKS],
     blocks: usize,
     halves: bool,
 }
@@ -147,7 +168,7 @@ impl Unpacked {
     pub fn new() -> Self {
         Self {
             bytes: [[0; STEPS * STEP]; UNPACKED_BLOCKS],
-            scales: [[[0.0; COLUMNS]; 2]; UNPACKED_BLOCKS],
+            factors: [Factors { scales: [[0.0; COLUMNS]; 2], offset: [0.0; COLUMNS] }; UNPACKED_BLOCKS],
             blocks: 0,
             halves: false,
         }
@@ -160,6 +181,12 @@ impl Default for Unpacked {
     }
 }
 
+/// Where the sum of one or two halves begins that takes back `shift`.
+#[inline(always)]
+pub(crate) fn biased(shift: i32) -> i32 {
+    BIAS.to_bits() as i32 + shift
+}
+
 /// What a sum of a half's codes takes back from its products: the byte 128 is the code 0, and at 4 bits the middle of what a nibble
 /// stands for is 7.5 above it.
 #[inline(always)]
@@ -168,7 +195,7 @@ pub(crate) fn shift(sum: i32, narrow: bool) -> i32 {
 }
 
 /// A tile times a panel, whose planes are read once.
-pub fn stream(isa: Isa, tile: Tile<'_>, panel: Panel<'_>, sums: &mut [[f32; COLUMNS]]) {
+pub fn stream(isa: Isa, tile: Tile<'_>, panel: Panel<'_>, sums: &mut [Sums]) {
     panel.check();
     tile.check(panel.blocks());
     let sums = &mut sums[..tile.rows];
@@ -180,47 +207,56 @@ pub fn stream(isa: Isa, tile: Tile<'_>, panel: Panel<'_>, sums: &mut [[f32; COLU
             let mut unpacked = Unpacked::new();
             for first in (0..panel.blocks()).step_by(UNPACKED_BLOCKS) {
                 let blocks = UNPACKED_BLOCKS.min(panel.blocks() - first);
-                unpack(isa, panel.part(first, blocks), &mut unpacked);
-                product(isa, tile.part(first, blocks), &unpacked, sums);
+                unpack(isa, tile.part(first, blocks), panel.part(first, blocks), &mut unpacked, sums);
             }
         }
     }
 }
 
-/// Puts at most [`UNPACKED_BLOCKS`] blocks together.
-pub fn unpack(isa: Isa, panel: Panel<'_>, to: &mut Unpacked) {
+/// A tile times at most [`UNPACKED_BLOCKS`] blocks of a panel, which are put together for the tiles that follow.
+pub fn unpack(isa: Isa, tile: Tile<'_>, panel: Panel<'_>, to: &mut Unpacked, sums: &mut [Sums]) {
     panel.check();
+    tile.check(panel.blocks());
     assert!(panel.blocks() <= UNPACKED_BLOCKS, "at most {UNPACKED_BLOCKS} blocks are unpacked at once");
+    let sums = &mut sums[..tile.rows];
     (to.blocks, to.halves) = (panel.blocks(), panel.halves());
     match isa.level {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as in `stream`.
-        Level::Avx512 => unsafe { x86::unpack_avx512(panel, to) },
-        _ => portable::unpack(isa, panel, to),
+        Level::Avx512 if isa.vnni => unsafe { x86::unpack_avx512(tile, panel, to, sums) },
+        _ => {
+            portable::unpack(isa, panel, to);
+            product(isa, tile, to, None, sums);
+        }
     }
 }
 
-/// Asks memory for part `part` of `parts` of a panel, where the machine can be asked.
-pub fn ask(panel: Panel<'_>, part: usize, parts: usize) {
-    #[cfg(target_arch = "x86_64")]
-    x86::ask(panel, part, parts);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (panel, part, parts);
-}
-
-/// A tile times blocks that are unpacked.
-pub fn product(isa: Isa, tile: Tile<'_>, weights: &Unpacked, sums: &mut [[f32; COLUMNS]]) {
+/// A tile times blocks that are unpacked. Where the machine can be asked, memory is asked for the lower planes that come some blocks after
+/// those of `ahead`, which is as many blocks.
+pub fn product(isa: Isa, tile: Tile<'_>, weights: &Unpacked, ahead: Option<Panel<'_>>, sums: &mut [Sums]) {
     tile.check(weights.blocks);
+    assert!(
+        ahead.is_none_or(|ahead| ahead.blocks() == weights.blocks),
+        "what is asked for is as much as is multiplied"
+    );
     let sums = &mut sums[..tile.rows];
     match isa.level {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as in `stream`.
-        Level::Avx512 if isa.vnni => unsafe { x86::product_avx512(tile, weights, sums) },
+        Level::Avx512 if isa.vnni => unsafe { x86::product_avx512(tile, weights, ahead, sums) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as in `stream`.
         Level::Avx2 | Level::Avx512 => unsafe { x86::product_avx2(isa.vnni, tile, weights, sums) },
         Level::Portable => portable::product(tile, weights, sums),
     }
+}
+
+/// What sums of a block are scaled with.
+#[inline(always)]
+fn factors(scales: [f32; 2], halves: bool) -> [f32; 3] {
+    let [first, second] = scales;
+    // Scales are f16: products with the bias are exact.
+    [first, second, if halves { -BIAS * first - BIAS * second } else { -BIAS * first }]
 }
 
 #[cfg(test)]
@@ -234,7 +270,9 @@ mod tests {
         let groups = if panel.halves() { 2 } else { 1 };
         let mut total = 0.0f32;
         for block in 0..panel.blocks() {
-            let mut inner = 0.0f32;
+            let scale_of =
+                |group: usize| from_f16(panel.scales[(block * groups + group) * COLUMNS + column]) * panel.power;
+            let mut inner = -(0..groups).map(|group| f64::from(BIAS) * f64::from(scale_of(group))).sum::<f64>() as f32;
             for group in 0..groups {
                 let mut sum = 0i64;
                 for half in group * 2 / groups..(group + 1) * 2 / groups {
@@ -252,8 +290,7 @@ mod tests {
                     }
                     sum += twice.div_euclid(2);
                 }
-                let scale = from_f16(panel.scales[(block * groups + group) * COLUMNS + column]) * panel.power;
-                inner = if group == 0 { sum as f32 * scale } else { (sum as f32).mul_add(scale, inner) };
+                inner = (BIAS + sum as f32).mul_add(scale_of(group), inner);
             }
             total = inner.mul_add(tile.scales[block * tile.rows + row], total);
         }
@@ -280,9 +317,11 @@ mod tests {
             for (half, codes) in codes.chunks_exact(HALF).enumerate() {
                 let sum: i32 = codes.iter().map(|code| i32::from(*code)).sum();
                 let shift = shift(sum, narrow);
-                shifts[(block * SHIFTS + half) * rows + row] = shift;
+                shifts[(block * SHIFTS + half) * rows + row] = biased(shift);
                 shifts[(block * SHIFTS + 2) * rows + row] += shift;
             }
+            let whole = &mut shifts[(block * SHIFTS + 2) * rows + row];
+            *whole = biased(*whole);
         }
         let groups = if halves { 2 } else { 1 };
         Case {
@@ -307,20 +346,23 @@ mod tests {
                     let panel = Panel { upper: &case.upper, lower, scales: &case.scales, power: 0.25 };
                     let tile = Tile { rows, codes: &case.codes, scales: &case.row_scales, shifts: &case.shifts };
                     for isa in Isa::available() {
-                        let mut streamed = vec![[0.0; COLUMNS]; rows];
+                        let mut streamed = vec![Sums::ZERO; rows];
                         stream(isa, tile, panel, &mut streamed);
                         let mut unpacked = Unpacked::new();
-                        let mut sums = vec![[0.0; COLUMNS]; rows];
+                        let [mut first_tile, mut second, mut third] = [(); 3].map(|()| vec![Sums::ZERO; rows]);
                         for first in (0..blocks).step_by(UNPACKED_BLOCKS) {
                             let blocks = UNPACKED_BLOCKS.min(blocks - first);
-                            unpack(isa, panel.part(first, blocks), &mut unpacked);
-                            product(isa, tile.part(first, blocks), &unpacked, &mut sums);
+                            let (tile, panel) = (tile.part(first, blocks), panel.part(first, blocks));
+                            unpack(isa, tile, panel, &mut unpacked, &mut first_tile);
+                            product(isa, tile, &unpacked, Some(panel), &mut second);
+                            product(isa, tile, &unpacked, None, &mut third);
                         }
                         for row in 0..rows {
                             for column in 0..COLUMNS {
                                 let want = plain(tile, panel, row, column).to_bits();
-                                let got = [&streamed, &sums].map(|sums| sums[row][column].to_bits());
-                                assert_eq!(got, [want; 2], "{isa:?} {rows} rows, {blocks} blocks, {halves} {narrow}");
+                                let got =
+                                    [&streamed, &first_tile, &second, &third].map(|sums| sums[row].0[column].to_bits());
+                                assert_eq!(got, [want; 4], "{isa:?} {rows} rows, {blocks} blocks, {halves} {narrow}");
                             }
                         }
                     }

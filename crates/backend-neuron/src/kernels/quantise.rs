@@ -5,7 +5,7 @@
 
 use holdfast_model::nested::{CODE_MAX, rounded};
 
-use super::nested::{BLOCK, HALF, SHIFTS, TileMut, shift};
+use super::nested::{BLOCK, HALF, SHIFTS, TileMut, biased, shift};
 use super::{LANES, kernel};
 
 /// Groups whose largest size is not above it become zeros: the inverse of their scale may not be a number.
@@ -40,10 +40,10 @@ kernel! {
                     sum += i32::from(*code);
                 }
                 let shift = shift(sum, narrow);
-                shifts[half * rows + at] = shift;
+                shifts[half * rows + at] = biased(shift);
                 total += shift;
             }
-            shifts[2 * rows + at] = total;
+            shifts[2 * rows + at] = biased(total);
         }
     }
 }
@@ -91,7 +91,7 @@ mod tests {
                     let sum = |codes: &[i8]| codes.iter().map(|code| i32::from(*code)).sum::<i32>();
                     let halves = [sum(&own[..HALF]), sum(&own[HALF..])].map(|sum| shift(sum, narrow));
                     let got: Vec<i32> = (0..SHIFTS).map(|of| shifts[(block * SHIFTS + of) * rows + at]).collect();
-                    assert_eq!(got, [halves[0], halves[1], halves[0] + halves[1]]);
+                    assert_eq!(got, [halves[0], halves[1], halves[0] + halves[1]].map(biased));
                 }
                 let others = codes.chunks(BLOCK).enumerate().filter(|(place, _)| place % rows != at);
                 assert!(others.flat_map(|(_, codes)| codes).all(|code| *code == 9), "other rows stay");

@@ -38,7 +38,7 @@ pub fn chip(
 /// What a device asks of the chip that it stands for.
 pub fn demand(settings: &NeuronSettings, description: &DeviceDescription) -> Demand {
     let storage = match settings.weights {
-        WeightFormat::F32 => WeightStorage::Bf16,
+        WeightFormat::F32 | WeightFormat::Bf16 => WeightStorage::Bf16,
         WeightFormat::Nested => WeightStorage::Int8,
     };
     let tokens =

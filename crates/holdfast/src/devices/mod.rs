@@ -30,7 +30,7 @@ pub(crate) fn run(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let is_gpu = settings.device.kind == DeviceKind::Cuda;
     for (place, (name, found)) in sources(settings)?.into_iter().enumerate().filter(|_| !is_gpu) {
         let model = found.load()?;
-        let wanted = neuron_settings(settings, place)?;
+        let wanted = neuron_settings(settings, place, &model)?;
         let description = NeuronDevice::description(model.config(), model.weights(), &wanted)?;
         let chip = stand_in::chip(model.config(), &wanted, &description).map_err(NeuronError::from)?;
         let demand = stand_in::demand(&wanted, &description);

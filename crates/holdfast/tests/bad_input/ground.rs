@@ -4,7 +4,6 @@
 use std::pin::Pin;
 
 use holdfast_client::{Client, v1};
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -70,7 +69,6 @@ const TRIES: usize = 5;
 /// A runtime and a client.
 pub(crate) struct Ground {
     pub(crate) client: Client,
-    channel: Channel,
     runtime: Runtime,
     /// Removed with the ground, after the runtime has ended.
     _home: Home,
@@ -80,8 +78,7 @@ impl Ground {
     pub(crate) async fn new() -> Self {
         let home = Home::new();
         let runtime = home.start(SETTINGS);
-        let channel = talk::channel(&runtime.address).await;
-        Self { client: runtime.client().await, channel, runtime, _home: home }
+        Self { client: runtime.client().await, runtime, _home: home }
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -112,7 +109,7 @@ impl Ground {
         for session in sessions {
             talk::delete(&self.client, &session.name).await.unwrap();
         }
-        assert_eq!(talk::health(&self.channel).await.unwrap(), ServingStatus::Serving, "after: {after}");
+        assert_eq!(talk::health(&self.client).await.unwrap(), ServingStatus::Serving, "after: {after}");
         until(&format!("nothing runs after: {after}"), SOON, async || {
             (talk::runtime(&self.client).await.turns_in_progress == 0).then_some(())
         })

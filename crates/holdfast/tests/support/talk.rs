@@ -258,13 +258,13 @@ pub(crate) fn assert_refused<T: std::fmt::Debug>(result: Result<T, Status>, code
     assert_eq!((status.code(), reason(&status).as_str()), (code, wanted), "{status:?}");
 }
 
-/// A connection of its own, for services that the client crate does not wrap.
+/// A connection without the client's layer, for calls that no client makes.
 pub(crate) async fn channel(address: &str) -> Channel {
     Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
 }
 
 /// What the standard health service says of the whole runtime; an error if nobody answers.
-pub(crate) async fn health(channel: &Channel) -> Result<ServingStatus, Status> {
-    let mut health = HealthClient::new(channel.clone());
+pub(crate) async fn health(client: &Client) -> Result<ServingStatus, Status> {
+    let mut health = HealthClient::new(client.connection());
     Ok(health.check(HealthCheckRequest { service: String::new() }).await?.into_inner().status())
 }

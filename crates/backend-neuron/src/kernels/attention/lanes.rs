@@ -27,6 +27,11 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// 32 bf16 can be read at `at`.
     unsafe fn load_bf16_pairs(at: *const u16) -> (Self, Self);
+    /// The lower and the upper bytes of 16 words of 16 bits, each a whole number with a sign.
+    ///
+    /// # Safety
+    /// 32 bytes can be read at `at`.
+    unsafe fn load_i8_pairs(at: *const i8) -> (Self, Self);
     /// Asks for the cache line at `at`, which may be any address.
     fn prefetch(at: *const u8);
 
@@ -91,6 +96,14 @@ impl Lanes for Portable {
         // SAFETY: as in `load`.
         let words = unsafe { at.cast::<[[u16; 2]; LANES]>().read() };
         let half = |half: usize| Self(words.map(|pair| f32::from_bits(u32::from(pair[half]) << 16)));
+        (half(0), half(1))
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8_pairs(at: *const i8) -> (Self, Self) {
+        // SAFETY: as in `load`.
+        let words = unsafe { at.cast::<[[i8; 2]; LANES]>().read() };
+        let half = |half: usize| Self(words.map(|pair| f32::from(pair[half])));
         (half(0), half(1))
     }
 
@@ -196,6 +209,17 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn load_i8_pairs(at: *const i8) -> (Self, Self) {
+            // SAFETY: as in `load`.
+            let bytes = unsafe { _mm256_loadu_si256(at.cast()) };
+            op!({
+                let words = _mm512_cvtepi16_epi32(bytes);
+                let low = _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(words));
+                (Self(_mm512_cvtepi32_ps(low)), Self(_mm512_cvtepi32_ps(_mm512_srai_epi32::<8>(words))))
+            })
+        }
+
+        #[inline(always)]
         fn prefetch(at: *const u8) {
             op!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
         }
@@ -288,6 +312,19 @@ mod x86 {
                 let upper = _mm256_set1_epi32(UPPER);
                 let low = [a, b].map(|words| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)));
                 let high = [a, b].map(|words| _mm256_castsi256_ps(_mm256_and_si256(words, upper)));
+                (Self(low[0], low[1]), Self(high[0], high[1]))
+            })
+        }
+
+        #[inline(always)]
+        unsafe fn load_i8_pairs(at: *const i8) -> (Self, Self) {
+            // SAFETY: as in `load`.
+            let (a, b) = unsafe { (_mm_loadu_si128(at.cast()), _mm_loadu_si128(at.add(16).cast())) };
+            op!({
+                let words = [a, b].map(|bytes| _mm256_cvtepi16_epi32(bytes));
+                let low = words.map(|words| _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(words)));
+                let high = words.map(|words| _mm256_srai_epi32::<8>(words));
+                let [low, high] = [low, high].map(|halves| halves.map(|half| _mm256_cvtepi32_ps(half)));
                 (Self(low[0], low[1]), Self(high[0], high[1]))
             })
         }

@@ -25,14 +25,14 @@ use std::cell::RefCell;
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-pub(crate) use page::{Element, PAGE};
+pub(crate) use page::{Element, PAGE, SCALE, part, scale_at};
 pub use page::{Elements, PagedHead, width};
 pub(crate) use product::CHUNK;
 
 use super::activation::capped;
 use super::{Isa, LANES, Level};
 use lanes::{Lanes, Portable, exp2};
-use page::Page;
+use page::{Page, scales};
 use product::{Chunk, Mixing, PAGES, Scoring, cover};
 
 /// Positions of a span: many chunks, and few microseconds of one core. Part of the kernels' revision.
@@ -201,6 +201,7 @@ fn span_of(isa: Isa, tile: Tile<'_>, head: PagedHead<'_>, scores: Scores<'_>, sp
     match head.pool {
         Elements::F32(pool) => span_on(isa, pool, tile, head, scores, span, work),
         Elements::Bf16(pool) => span_on(isa, pool, tile, head, scores, span, work),
+        Elements::Int8(pool) => span_on(isa, pool, tile, head, scores, span, work),
     }
 }
 
@@ -329,7 +330,12 @@ fn span_in<L: Lanes, E: Element>(
             if is_seen { head.page(pool, position) } else { other[page] }
         })
     };
-    let nothing = Page { keys: std::ptr::null(), values: std::ptr::null() };
+    let nothing = Page {
+        keys: std::ptr::null(),
+        values: std::ptr::null(),
+        key_scales: std::ptr::null(),
+        value_scales: std::ptr::null(),
+    };
     let mut here = pages(seen / CHUNK, [nothing; PAGES]);
     for number in seen / CHUNK..end.div_ceil(CHUNK) {
         let ahead = pages(number + 1, here);
@@ -362,6 +368,13 @@ fn step<L: Lanes, E: Element>(work: &mut Work<'_>, chunk: &Chunk<E>, rows: Range
 
     for row in rows.clone() {
         let scores = &mut work.weights[row * CHUNK..][..CHUNK];
+        if E::SCALED {
+            for page in seen.clone() {
+                let at = scores[page * PAGE..][..PAGE].as_mut_ptr();
+                // SAFETY: sixteen scores of a page that was taken from the pool.
+                unsafe { L::load(at).mul(scales(chunk.pages[page].key_scales)).store(at) };
+            }
+        }
         if let Some(cap) = cap {
             for score in &mut scores[seen.start * PAGE..seen.end * PAGE] {
                 *score = capped(*score, cap) * LOG2_E;
@@ -382,8 +395,11 @@ fn step<L: Lanes, E: Element>(work: &mut Work<'_>, chunk: &Chunk<E>, rows: Range
             for line in 0..seen.len() {
                 let at = lines.add(line * LANES);
                 let weights = exp2(L::load(at).sub(L::splat(most)));
-                weights.store(at);
                 total = total.add(weights);
+                match E::SCALED {
+                    true => weights.mul(scales(chunk.pages[seen.start + line].value_scales)).store(at),
+                    false => weights.store(at),
+                }
             }
             (work.most[row], work.total[row]) = (most, total.sum());
         }

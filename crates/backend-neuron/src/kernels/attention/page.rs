@@ -5,11 +5,15 @@
 //!
 //! A block of a head is a row of pages of [`PAGE`] positions, keys and values apart, and a head is padded to [`width`] elements. A page of
 //! keys has the same element of all positions side by side, so that one element of a query meets sixteen keys at once; a page of values has
-//! the elements of a position side by side. In bf16, two neighbours on the other axis share a 32-bit word: elements 2d and 2d + 1
-//! of a key, positions 2t and 2t + 1 of a value. One load then gives two vectors of f32, by a shift and by a mask.
+//! the elements of a position side by side. In bf16 and int8, two neighbours on the other axis share a word: elements 2d and 2d + 1
+//! of a key, positions 2t and 2t + 1 of a value. One load then gives two vectors of f32.
+//!
+//! In int8, a key and a value each have a scale of their own, an f32: those of all positions of a block lie behind its codes. A score is the
+//! product of a query with codes, times the key's scale; a weight is multiplied by the value's scale before it meets the codes.
 
 use super::lanes::Lanes;
 use crate::kernels::LANES;
+use crate::kernels::quantise::{CODE_MAX, LEAST, rounded};
 
 /// Positions of a page.
 pub(crate) const PAGE: usize = LANES;
@@ -24,9 +28,17 @@ pub(crate) trait Element: Copy {
     /// Neighbours on the other axis that share a word.
     const SHARED: usize;
 
-    /// The nearest stored value, ties to even.
-    fn of(value: f32) -> Self;
-    /// What a stored value stands for.
+    /// Whether rows have scales.
+    const SCALED: bool = false;
+
+    /// The scale of a row of one position.
+    fn scale(_row: &[f32]) -> f32 {
+        1.0
+    }
+
+    /// The nearest stored value of a row with this scale, ties to even.
+    fn of(value: f32, scale: f32) -> Self;
+    /// What a stored value stands for, but for its scale.
     #[cfg(test)]
     fn value(self) -> f32;
 
@@ -56,7 +68,7 @@ impl Element for f32 {
     const SHARED: usize = 1;
 
     #[inline(always)]
-    fn of(value: f32) -> Self {
+    fn of(value: f32, _scale: f32) -> Self {
         value
     }
 
@@ -83,7 +95,7 @@ impl Element for u16 {
     const SHARED: usize = 2;
 
     #[inline(always)]
-    fn of(value: f32) -> Self {
+    fn of(value: f32, _scale: f32) -> Self {
         let bits = value.to_bits();
         let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
         // A rounded NaN could become an infinity or a zero.
@@ -107,6 +119,57 @@ impl Element for u16 {
     }
 }
 
+/// int8 under a scale: codes of -127..=127.
+impl Element for i8 {
+    const SHARED: usize = 2;
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    fn scale(row: &[f32]) -> f32 {
+        // Sizes are ordered as their bits are; what is no number makes the scale none.
+        let most = row.iter().fold(0u32, |most, value| most.max(value.to_bits() & 0x7fff_ffff));
+        f32::from_bits(most) / CODE_MAX
+    }
+
+    #[inline(always)]
+    fn of(value: f32, scale: f32) -> Self {
+        /// Rows whose largest size is not above it are zeros: the inverse of their scale may not be a number.
+        const SCALE_MIN: f32 = LEAST / CODE_MAX;
+        if scale > SCALE_MIN { rounded((value / scale).clamp(-CODE_MAX, CODE_MAX)) } else { 0 }
+    }
+
+    #[cfg(test)]
+    fn value(self) -> f32 {
+        f32::from(self)
+    }
+
+    #[inline(always)]
+    unsafe fn two_rows<L: Lanes>(at: *const Self, _: usize) -> (L, L) {
+        // SAFETY: by the caller's promise.
+        unsafe { L::load_i8_pairs(at) }
+    }
+
+    #[inline(always)]
+    fn prefetch<L: Lanes>(at: *const Self, _: usize) {
+        L::prefetch(at.cast());
+    }
+}
+
+/// Bytes of a scale.
+pub(crate) const SCALE: usize = size_of::<f32>();
+
+/// Elements that a head's keys, or values, take in a block, and its scales if it has any.
+pub(crate) fn part<E: Element>(head_dim: usize, block_tokens: usize) -> usize {
+    let scale = if E::SCALED { SCALE / size_of::<E>() } else { 0 };
+    (width(head_dim) + scale) * block_tokens
+}
+
+/// Where the scale of position `slot` lies in such a part.
+#[inline(always)]
+pub(crate) fn scale_at(head_dim: usize, block_tokens: usize, slot: usize) -> usize {
+    width(head_dim) * block_tokens + slot * SCALE
+}
+
 /// Elements of a pool of blocks.
 #[derive(Debug, Clone, Copy)]
 pub enum Elements<'a> {
@@ -114,6 +177,8 @@ pub enum Elements<'a> {
     F32(&'a [f32]),
     /// Rounded to bf16.
     Bf16(&'a [u16]),
+    /// int8 with a scale for each position.
+    Int8(&'a [i8]),
 }
 
 /// One layer and KV head inside a pool of blocks.
@@ -140,16 +205,41 @@ pub struct PagedHead<'a> {
 pub(super) struct Page<E> {
     pub(super) keys: *const E,
     pub(super) values: *const E,
+    /// Of its positions, where elements have scales.
+    pub(super) key_scales: *const u8,
+    pub(super) value_scales: *const u8,
+}
+
+/// The scales of a page.
+///
+/// # Safety
+/// [`PAGE`] of them can be read at `at`.
+#[inline(always)]
+pub(super) unsafe fn scales<L: Lanes>(at: *const u8) -> L {
+    // SAFETY: by the caller's promise; an array of sixteen can be loaded.
+    unsafe {
+        let scales: [f32; PAGE] = at.cast::<[f32; PAGE]>().read_unaligned();
+        L::load(scales.as_ptr())
+    }
 }
 
 impl PagedHead<'_> {
-    /// The page that holds `position`, in `pool`; both parts lie inside it.
+    /// The page that holds `position`, in `pool`; all parts lie inside it.
     #[inline(always)]
-    pub(super) fn page<E>(&self, pool: &[E], position: usize) -> Page<E> {
+    pub(super) fn page<E: Element>(&self, pool: &[E], position: usize) -> Page<E> {
         let size = PAGE * width(self.head_dim);
         let block = self.table[position / self.block_tokens] as usize * self.block_stride;
-        let inside = position % self.block_tokens / PAGE * size;
-        let part = |at: usize| pool[block + at + inside..][..size].as_ptr();
-        Page { keys: part(self.keys_at), values: part(self.values_at) }
+        let number = position % self.block_tokens / PAGE;
+        let part = |at: usize| pool[block + at + number * size..][..size].as_ptr();
+        let scales = |at: usize| {
+            let first = block + at + scale_at(self.head_dim, self.block_tokens, number * PAGE);
+            if E::SCALED { pool[first..][..PAGE * SCALE].as_ptr().cast() } else { std::ptr::null() }
+        };
+        Page {
+            keys: part(self.keys_at),
+            values: part(self.values_at),
+            key_scales: scales(self.keys_at),
+            value_scales: scales(self.values_at),
+        }
     }
 }

@@ -21,26 +21,34 @@ impl<E: Element> Kv<E> {
         let mut table: Vec<u32> = (0..blocks as u32).collect();
         rng.shuffle(&mut table);
         let mut kv = Self { pool: Vec::new(), table, block_tokens, head_dim, keys: Vec::new(), values: Vec::new() };
-        kv.pool = vec![E::of(f32::NAN); blocks * kv.stride()];
+        kv.pool = vec![E::of(f32::NAN, f32::NAN); blocks * kv.stride()];
         for position in 0..positions {
             let base = kv.table[position / block_tokens] as usize * kv.stride() + KEYS_AT;
             let slot = position % block_tokens;
             let mut row = |at: usize, place: fn(usize, usize, usize) -> usize| {
-                let numbers = (0..head_dim).map(|dim| {
-                    let number = E::of(rng.f32() * 2.0 - 1.0);
+                let numbers: Vec<f32> = (0..head_dim).map(|_| rng.f32() * 2.0 - 1.0).collect();
+                let scale = E::scale(&numbers);
+                if E::SCALED {
+                    let at = base + at + scale_at(head_dim, block_tokens, slot);
+                    let place = kv.pool[at..][..SCALE / size_of::<E>()].as_mut_ptr();
+                    // SAFETY: a scale's bytes, which every element may hold.
+                    unsafe { place.cast::<f32>().write_unaligned(scale) };
+                }
+                let stored = numbers.iter().enumerate().map(|(dim, number)| {
+                    let number = E::of(*number, scale);
                     kv.pool[base + at + place(head_dim, slot, dim)] = number;
-                    f64::from(number.value())
+                    f64::from(number.value()) * f64::from(scale)
                 });
-                numbers.collect()
+                stored.collect()
             };
             kv.keys.push(row(0, E::key_at));
-            kv.values.push(row(width(head_dim) * block_tokens, E::value_at));
+            kv.values.push(row(part::<E>(head_dim, block_tokens), E::value_at));
         }
         kv
     }
 
     fn stride(&self) -> usize {
-        2 * width(self.head_dim) * self.block_tokens + 2 * KEYS_AT
+        2 * part::<E>(self.head_dim, self.block_tokens) + 2 * KEYS_AT
     }
 
     fn head<'a>(&'a self, table: &'a [u32], pool: fn(&'a [E]) -> Elements<'a>) -> PagedHead<'a> {
@@ -48,7 +56,7 @@ impl<E: Element> Kv<E> {
             pool: pool(&self.pool),
             block_stride: self.stride(),
             keys_at: KEYS_AT,
-            values_at: KEYS_AT + width(self.head_dim) * self.block_tokens,
+            values_at: KEYS_AT + part::<E>(self.head_dim, self.block_tokens),
             block_tokens: self.block_tokens,
             head_dim: self.head_dim,
             table,
@@ -161,6 +169,7 @@ fn attention_is_softmax_of_scores_times_values_whatever_the_tile() {
     for deepest in [1, 30, 70, 200].into_iter().cycle().take(60) {
         case::<f32>(&mut rng, deepest, |pool| Elements::F32(pool));
         case::<u16>(&mut rng, deepest, |pool| Elements::Bf16(pool));
+        case::<i8>(&mut rng, deepest, |pool| Elements::Int8(pool));
     }
 }
 
@@ -170,6 +179,7 @@ fn long_contexts_are_joined_from_spans() {
     for _ in 0..4 {
         case::<f32>(&mut rng, 3 * SPAN, |pool| Elements::F32(pool));
         case::<u16>(&mut rng, 3 * SPAN, |pool| Elements::Bf16(pool));
+        case::<i8>(&mut rng, 3 * SPAN, |pool| Elements::Int8(pool));
     }
 }
 

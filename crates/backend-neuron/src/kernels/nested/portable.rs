@@ -2,7 +2,9 @@
 //!
 //! In and out: as in the module above. Deliberately not here: instructions by name.
 
-use super::{BLOCK, COLUMNS, LANE, PLANE, Panel, SHIFTS, STEP, STEPS, Tile, Unpacked, from_f16};
+use super::{
+    BLOCK, COLUMNS, Factors, LANE, PLANE, Panel, SHIFTS, STEP, STEPS, Sums, Tile, Unpacked, factors, from_f16,
+};
 use crate::kernels::kernel;
 
 kernel! {
@@ -17,9 +19,11 @@ kernel! {
         }
         let (scales, _) = panel.scales.as_chunks::<COLUMNS>();
         let groups = if to.halves { 2 } else { 1 };
-        for (from, to) in scales.chunks_exact(groups).zip(&mut to.scales) {
-            for (from, to) in from.iter().zip(to) {
-                *to = std::array::from_fn(|column| from_f16(from[column]) * panel.power);
+        for (from, to) in scales.chunks_exact(groups).zip(&mut to.factors) {
+            let (first, second) = (&from[0], &from[groups - 1]);
+            for column in 0..COLUMNS {
+                let scales = [first[column], second[column]].map(|half| from_f16(half) * panel.power);
+                [to.scales[0][column], to.scales[1][column], to.offset[column]] = factors(scales, groups == 2);
             }
         }
     }
@@ -49,26 +53,26 @@ fn alone(upper: &[u8; PLANE], bytes: &mut [u8; STEPS * STEP]) {
 }
 
 /// A tile times blocks that are unpacked.
-pub(super) fn product(tile: Tile<'_>, weights: &Unpacked, sums: &mut [[f32; COLUMNS]]) {
+pub(super) fn product(tile: Tile<'_>, weights: &Unpacked, sums: &mut [Sums]) {
     let rows = tile.rows;
     let (codes, _) = tile.codes.as_chunks::<BLOCK>();
     for block in 0..weights.blocks {
-        let (bytes, scales) = (&weights.bytes[block], &weights.scales[block]);
+        let (bytes, Factors { scales, offset }) = (&weights.bytes[block], &weights.factors[block]);
         let shifts = &tile.shifts[block * SHIFTS * rows..][..SHIFTS * rows];
-        for (row, sums) in sums.iter_mut().enumerate() {
+        for (row, Sums(sums)) in sums.iter_mut().enumerate() {
             let x = &codes[block * rows + row];
-            let inner = if weights.halves {
+            let inner: [f32; COLUMNS] = if weights.halves {
                 let first = dot(&x[..BLOCK / 2], &bytes[..STEPS * STEP / 2], shifts[row]);
                 let second = dot(&x[BLOCK / 2..], &bytes[STEPS * STEP / 2..], shifts[rows + row]);
                 std::array::from_fn(|column| {
-                    (second[column] as f32).mul_add(scales[1][column], first[column] as f32 * scales[0][column])
+                    let first = first[column].mul_add(scales[0][column], offset[column]);
+                    second[column].mul_add(scales[1][column], first)
                 })
             } else {
                 let whole = dot(x, bytes, shifts[2 * rows + row]);
-                std::array::from_fn(|column| whole[column] as f32 * scales[0][column])
+                std::array::from_fn(|column| whole[column].mul_add(scales[0][column], offset[column]))
             };
             let scale = tile.scales[block * rows + row];
-            let inner: [f32; COLUMNS] = inner;
             for column in 0..COLUMNS {
                 sums[column] = inner[column].mul_add(scale, sums[column]);
             }
@@ -76,9 +80,9 @@ pub(super) fn product(tile: Tile<'_>, weights: &Unpacked, sums: &mut [[f32; COLU
     }
 }
 
-/// `shift + sum(x * w)` of every column.
+/// The f32 whose bits are `shift + sum(x * w)`, of every column.
 #[inline(always)]
-fn dot(x: &[i8], bytes: &[u8], shift: i32) -> [i32; COLUMNS] {
+fn dot(x: &[i8], bytes: &[u8], shift: i32) -> [f32; COLUMNS] {
     let mut sums = [shift; COLUMNS];
     for (x, bytes) in x.as_chunks::<LANE>().0.iter().zip(bytes.as_chunks::<STEP>().0) {
         for column in 0..COLUMNS {
@@ -89,5 +93,5 @@ fn dot(x: &[i8], bytes: &[u8], shift: i32) -> [i32; COLUMNS] {
             }
         }
     }
-    sums
+    sums.map(|sum| f32::from_bits(sum as u32))
 }
