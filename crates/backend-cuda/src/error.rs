@@ -21,7 +21,8 @@ pub enum CudaError {
     Driver(CardError),
     /// The driver knows of fewer cards.
     #[error(
-        "there is no GPU {ordinal}: the driver knows of {count}. Set device.ordinal below that, or look at CUDA_VISIBLE_DEVICES"
+        "there is no GPU {ordinal}: the driver knows of {count}. Set device.ordinal below that, look at CUDA_VISIBLE_DEVICES, or use \
+         device.kind = \"neuron\""
     )]
     NoCard {
         /// The one that was asked for.

@@ -1,7 +1,7 @@
 //! NVIDIA GPUs of the H100's class as devices: kernels in CUDA C++, compiled by NVRTC for the card that is found, with paged KV.
 //!
 //! In: a decoder described by data with its weights, [`CudaSettings`], then step plans through [`holdfast_backend::Backend`]. Out: logits,
-//! samples, block bytes; and what cards there are ([`cards`]). Deliberately not here: block allocation and anything about sessions.
+//! samples, block bytes; and what cards there are ([`cards()`]). Deliberately not here: block allocation and anything about sessions.
 //!
 //! Nothing of CUDA is needed to build this or to start a process that has it. Libraries are opened when a card is asked for, and what is
 //! missing then is an error with a name and a next step ([`CudaError`]), never a panic.

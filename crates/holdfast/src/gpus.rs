@@ -3,10 +3,12 @@
 //! In: settings, a loaded model. Out: a backend; [`Gpus`]. Deliberately not here: anything of CUDA, which is the device crate's; a build without the
 //! feature `cuda` has none, and says so.
 
+use std::error::Error;
 use std::io::Write;
 
 use holdfast_backend::Backend;
 use holdfast_model::Model;
+use holdfast_types::Reason;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
@@ -71,7 +73,7 @@ impl Gpus {
 
 #[cfg(feature = "cuda")]
 mod with {
-    use holdfast_backend_cuda::{CudaDevice, CudaSettings, KvSize, WeightFormat, cards};
+    use holdfast_backend_cuda::{CudaDevice, CudaError, CudaSettings, KvSize, WeightFormat, cards};
 
     use super::*;
     use crate::settings::Weights;
@@ -102,6 +104,21 @@ mod with {
                     .collect(),
             },
         }
+    }
+
+    /// The reason of an error of the device crate's.
+    pub(crate) fn reason(error: &(dyn Error + 'static)) -> Option<Reason> {
+        error.downcast_ref().map(|error| match error {
+            // The settings ask for what is not there.
+            CudaError::NoDriver
+            | CudaError::NoCard { .. }
+            | CudaError::NoNvrtc { .. }
+            | CudaError::ComputeCapability { .. }
+            | CudaError::Memory { .. }
+            | CudaError::Setting { .. } => Reason::InvalidSetting,
+            CudaError::Model(_) => Reason::InvalidModel,
+            CudaError::Driver(_) | CudaError::Compile { .. } | CudaError::Card(_) => Reason::DeviceFault,
+        })
     }
 
     /// A GPU that holds a model.
@@ -141,6 +158,11 @@ mod without {
         Gpus::Missing(WHY.to_owned())
     }
 
+    /// None: there is no such error.
+    pub(crate) fn reason(_: &(dyn Error + 'static)) -> Option<Reason> {
+        None
+    }
+
     /// None.
     ///
     /// # Errors
@@ -151,6 +173,6 @@ mod without {
 }
 
 #[cfg(feature = "cuda")]
-pub(crate) use with::{device, gpus};
+pub(crate) use with::{device, gpus, reason};
 #[cfg(not(feature = "cuda"))]
-pub(crate) use without::{device, gpus};
+pub(crate) use without::{device, gpus, reason};
