@@ -41,7 +41,7 @@ pub(crate) struct Gpu {
     memory: Vec<sys::CUdeviceptr>,
     pieces: Vec<Piece>,
     next_piece: usize,
-    copies: HashMap<u64, Copy>,
+    copies: HashMap<u64, OpenCopy>,
     next_copy: u64,
     /// Pinned buffers that no copy uses.
     kept: Vec<Pinned>,
@@ -63,7 +63,7 @@ struct Piece {
 
 /// A block copy under way.
 #[derive(Debug)]
-struct Copy {
+struct OpenCopy {
     memory: Pinned,
     bytes: usize,
     is_export: bool,
@@ -194,7 +194,7 @@ impl Gpu {
         unsafe { result::event::record(done, self.copy_stream) }.map_err(failed("cuEventRecord"))?;
         let id = self.next_copy;
         self.next_copy += 1;
-        self.copies.insert(id, Copy { memory, bytes, is_export, done });
+        self.copies.insert(id, OpenCopy { memory, bytes, is_export, done });
         Ok(CopyId(id))
     }
 
@@ -349,7 +349,7 @@ impl Card for Gpu {
 
     fn poll_copy(&mut self, copy: CopyId) -> Result<Option<Vec<u8>>, CardError> {
         self.enter()?;
-        let Some(Copy { done, .. }) = self.copies.get(&copy.0) else {
+        let Some(OpenCopy { done, .. }) = self.copies.get(&copy.0) else {
             return Err(CardError::Fault("no such copy is under way".to_owned()));
         };
         // SAFETY: the event is this copy's.
