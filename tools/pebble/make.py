@@ -8,6 +8,7 @@ Uses the interpreter it runs in if that has the packages, else a virtual environ
 import argparse
 import os
 import random
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PRODUCT = ROOT / "crates" / "model" / "pebble"
 CHECKED = PRODUCT.parent / "tests" / "pebble_dialogues.json"
+HELD_OUT = ROOT / "crates" / "backend-neuron" / "tests" / "held_out_dialogues.json"
 NEEDED = ("torch", "numpy", "tokenizers", "jinja2", "safetensors")
 CORPUS_DIALOGUES = 6000
 
@@ -46,7 +48,11 @@ def arguments() -> argparse.Namespace:
         "--venv", type=Path, default=ROOT / "target" / "pebble-venv", help="the virtual environment to make"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the GPU for its preset")
-    parser.add_argument("--minutes", type=float, help="wall-clock limit of the training, by default the preset's")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="limit in minutes, on a CPU of its own time in each process; by default the preset's",
+    )
     parser.add_argument("--tokens", type=int, help="limit in tokens, by default the preset's")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     parser.add_argument("--processes", type=int, default=1, help="processes that average their gradients (CPU)")
@@ -58,6 +64,10 @@ def arguments() -> argparse.Namespace:
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile the layers"
     )
     parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
+    parser.add_argument("--from-weights", type=Path, help="model directory to begin from: its weights, its tokenizer")
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="of the peak learning rates; less to begin from weights"
+    )
     parser.add_argument("--start-at", type=float, default=0.0, help="part of the plan that a resumed run leaves out")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--vocabulary", type=int, default=1536, help="tokens of the tokenizer")
@@ -74,9 +84,7 @@ def make_tokenizer(args: argparse.Namespace) -> None:
     renderer = Renderer(PRODUCT / "chat_template.jinja")
     rng = random.Random(args.seed)
     shapes = ("mix", "chat", "tools", "book", "facts")
-    texts = [
-        renderer.marked_text(dialogue_of(rng, shapes[i % len(shapes)], 1000)) for i in range(CORPUS_DIALOGUES)
-    ]
+    texts = [renderer.marked_text(dialogue_of(rng, shapes[i % len(shapes)], 1000)) for i in range(CORPUS_DIALOGUES)]
     args.out.mkdir(parents=True, exist_ok=True)
     vocabulary.train(texts, args.vocabulary).save(str(args.out / "tokenizer.json"))
 
@@ -110,6 +118,8 @@ def make_training(args: argparse.Namespace) -> None:
             args.seed,
             args.start_at,
             args.resume,
+            args.from_weights,
+            args.rate,
             args.compile,
         )
     )
@@ -119,6 +129,9 @@ def main() -> None:
     args = arguments()
     in_environment(args.venv)
     sys.path.insert(0, str(HERE))
+    if args.from_weights and not (args.out / "tokenizer.json").exists():
+        args.out.mkdir(parents=True, exist_ok=True)
+        shutil.copy(args.from_weights / "tokenizer.json", args.out)
     if args.what == "tokenizer" or (args.what in ("all", "train") and not (args.out / "tokenizer.json").exists()):
         make_tokenizer(args)
     if args.what in ("all", "train"):
@@ -128,11 +141,12 @@ def main() -> None:
 
         evaluate(args)
     if args.what in ("all", "export"):
-        from pebble.export import export, write_dialogues
+        from pebble.export import export, write_dialogues, write_held_out
 
         export(args.out, PRODUCT if args.install else args.out / "model", PRODUCT)
         if args.install:
             write_dialogues(PRODUCT / "chat_template.jinja", args.out / "tokenizer.json", CHECKED)
+            write_held_out(PRODUCT / "chat_template.jinja", args.out / "tokenizer.json", HELD_OUT)
     if args.what == "show":
         from pebble.evaluate import show
 

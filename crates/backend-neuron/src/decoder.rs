@@ -49,7 +49,7 @@ pub(crate) struct Layer {
 /// The feed-forward of a layer.
 #[derive(Debug)]
 pub(crate) enum FeedForward {
-    Dense(Gated),
+    Dense(Box<Gated>),
     Experts(Experts),
 }
 
@@ -131,7 +131,7 @@ impl Decoder {
     pub(crate) fn nested(&self) -> impl Iterator<Item = &Nested> + Clone {
         fn of_layer(layer: &Layer) -> Vec<&Matrix> {
             let gated: &[Gated] = match &layer.feed_forward {
-                FeedForward::Dense(gated) => std::slice::from_ref(gated),
+                FeedForward::Dense(gated) => std::slice::from_ref(&**gated),
                 FeedForward::Experts(experts) => &experts.experts,
             };
             let gated = gated.iter().flat_map(|gated| [&gated.gate, &gated.up, &gated.down]);
@@ -171,7 +171,7 @@ impl FeedForward {
             })
         };
         Ok(match config.experts.zip(layer.router) {
-            None => Self::Dense(gated(0)?),
+            None => Self::Dense(Box::new(gated(0)?)),
             Some((experts, router)) => {
                 let experts_of_layer = (0..experts.count).map(&mut gated).collect::<Result<_, _>>()?;
                 let router = Matrix::pack(&[(router, layer.router_bias)], hidden, WeightFormat::F32, packer)?;

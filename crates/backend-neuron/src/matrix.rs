@@ -14,7 +14,7 @@ use crate::memory::{Memory, Plane};
 use crate::nested::Nested;
 use crate::packings::Kept;
 use crate::pool::{Pieces, Pool};
-use crate::rows::{RowTile, Rows};
+use crate::rows::Rows;
 use crate::{NeuronError, WeightFormat};
 
 /// Rows of a matrix, `[out, depth]`, and their bias.

@@ -1,4 +1,4 @@
-//! What rounded weights, keys and values cost in perplexity, on dialogues that Pebble goes on with in f32.
+//! What rounded weights, keys and values cost in perplexity, on dialogues that Pebble was not trained on.
 //!
 //! `cargo test -p holdfast-backend-neuron --test precision -- --nocapture` prints the figures.
 
@@ -9,21 +9,26 @@ use holdfast_backend::conformance::PlanBuilder;
 use holdfast_backend_neuron::{KvFormat, KvSize, NeuronDevice, NeuronSettings, WeightFormat};
 use holdfast_model::{Model, ModelSource};
 use holdfast_types::{LateInputs, OutputRequest, Precision, SamplingParams, SlotSampling};
+use serde::Deserialize;
 
-/// What users begin with; one dialogue each.
-const SAID: [&str; 8] = [
-    "Hello!",
-    "My locker code is 4471.",
-    "Remember that my gate number is 82.",
-    "What is my badge number?",
-    "Please note: my desk code is 7305.",
-    "What can you do?",
-    "Thanks, that helps.",
-    "Can you tell me how long the warranty lasts?",
-];
-const SEQUENCES: u32 = SAID.len() as u32;
-const TOKENS: u32 = 320;
+const SEQUENCES: u32 = 24;
+const TOKENS: u32 = 512;
 const BLOCKS: u32 = TOKENS / 16;
+
+/// A dialogue that `tools/pebble` wrote with names, numbers and words that training never showed.
+#[derive(Deserialize)]
+struct Dialogue {
+    ids: Vec<u32>,
+    /// Which of the tokens Pebble says.
+    spoken: Vec<u32>,
+}
+
+fn held_out() -> Vec<Dialogue> {
+    let dialogues: Vec<Dialogue> = serde_json::from_str(include_str!("held_out_dialogues.json")).unwrap();
+    assert_eq!(dialogues.len(), SEQUENCES as usize);
+    assert!(dialogues.iter().all(|dialogue| dialogue.ids.len() == TOKENS as usize));
+    dialogues
+}
 
 fn device(model: &Model, weights: WeightFormat, kv_format: Option<KvFormat>) -> NeuronDevice {
     let settings = NeuronSettings {
@@ -46,98 +51,74 @@ fn opened() -> PlanBuilder {
     })
 }
 
-/// A user's words, and the opening of the answer.
-fn prompt(model: &Model, said: &str) -> Vec<u32> {
-    let text = model.text();
-    let mark = |name| (0..text.vocab_size()).find(|id| text.special_text(*id) == Some(name)).unwrap();
-    let (start, end) = (mark("<|im_start|>"), mark("<|im_end|>"));
-    let user = text.encode(&format!("user\n{said}"));
-    let parts = [vec![start], user, vec![end], text.encode("\n"), vec![start], text.encode("assistant\n")];
-    parts.concat()
-}
-
-/// Dialogues that f32 draws to their end.
-fn written(model: &Model, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
-    let mut device = device(model, WeightFormat::F32, None);
-    let mut sequences = prompts.to_vec();
-    let mut computed = vec![0; sequences.len()];
-    let mut plan = opened();
-    for step in 2.. {
-        for (slot, tokens) in (0..).zip(&sequences).filter(|(_, tokens)| tokens.len() < TOKENS as usize) {
-            let rows = &tokens[computed[slot as usize]..];
-            plan = plan.rows(slot, computed[slot as usize] as u32, rows, Precision::Native);
-            plan = plan.want(rows.len() as u32 - 1, OutputRequest::Sample);
-            computed[slot as usize] = tokens.len();
-        }
-        let ticket = device.submit(&plan.build()).unwrap();
-        let outputs = device.collect(ticket, &LateInputs::default()).unwrap().sequences;
-        if outputs.is_empty() {
-            return sequences;
-        }
-        for output in outputs {
-            sequences[output.slot.0 as usize].push(output.samples[0].id);
-        }
-        plan = PlanBuilder::new(step);
-    }
-    sequences
-}
-
-/// e to the mean negative log probability of every token that was drawn.
-fn perplexity(
+/// e to the mean negative log probability: of what Pebble says, and of every token.
+fn perplexities(
     model: &Model,
     weights: WeightFormat,
     kv_format: Option<KvFormat>,
     precision: Precision,
-    prompts: &[Vec<u32>],
-    sequences: &[Vec<u32>],
-) -> f64 {
+    dialogues: &[Dialogue],
+) -> [f64; 2] {
     let mut device = device(model, weights, kv_format);
     let mut plan = opened();
-    let mut drawn = 0;
-    for ((slot, tokens), prompt) in (0..).zip(sequences).zip(prompts) {
-        plan = plan.rows(slot, 0, tokens, precision);
-        drawn += tokens.len() - prompt.len();
-        for row in prompt.len() as u32 - 1..TOKENS - 1 {
+    for (slot, dialogue) in (0..).zip(dialogues) {
+        plan = plan.rows(slot, 0, &dialogue.ids, precision);
+        for row in 0..TOKENS - 1 {
             plan = plan.want(row, OutputRequest::Logits);
         }
     }
     let ticket = device.submit(&plan.build()).unwrap();
     let output = device.collect(ticket, &LateInputs::default()).unwrap();
-    let mut surprise = 0.0;
-    for (tokens, output) in sequences.iter().zip(&output.sequences) {
+    let (mut spoken, mut all) = (Mean::default(), Mean::default());
+    for (dialogue, output) in dialogues.iter().zip(&output.sequences) {
         for (row, logits) in &output.logits {
+            let next = row + 1;
             let total: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
-            surprise += total.ln() - f64::from(logits[tokens[*row as usize + 1] as usize]);
+            let surprise = total.ln() - f64::from(logits[dialogue.ids[next as usize] as usize]);
+            all.add(surprise);
+            if dialogue.spoken.binary_search(&next).is_ok() {
+                spoken.add(surprise);
+            }
         }
     }
-    (surprise / drawn as f64).exp()
+    [spoken, all].map(|mean| (mean.sum / f64::from(mean.count)).exp())
+}
+
+#[derive(Default)]
+struct Mean {
+    sum: f64,
+    count: u32,
+}
+
+impl Mean {
+    fn add(&mut self, value: f64) {
+        self.sum += value;
+        self.count += 1;
+    }
 }
 
 #[test]
-fn eight_bits_cost_less_than_a_percent_of_perplexity() {
+fn eight_bits_cost_less_than_half_a_percent_of_perplexity() {
     let model = Model::load(&ModelSource::resolve(ModelSource::BUILT_IN[0]).unwrap()).unwrap();
-    let prompts = SAID.map(|said| prompt(&model, said));
-    let sequences = written(&model, &prompts);
-    let of = |weights, precision| perplexity(&model, weights, None, precision, &prompts, &sequences);
-    let with_kv = |kv| perplexity(&model, WeightFormat::F32, Some(kv), Precision::Native, &prompts, &sequences);
-    let f32 = of(WeightFormat::F32, Precision::Native);
-    let bf16 = of(WeightFormat::Bf16, Precision::Native);
-    let [kv_bf16, kv_int8] = [KvFormat::Bf16, KvFormat::Int8].map(with_kv);
-    let [int8, int4] = [Precision::Int8, Precision::Int4].map(|precision| of(WeightFormat::Nested, precision));
-    println!(
-        "perplexity: f32 {f32:.4}, bf16 {:+.3}%, 8 bits {:+.3}%, 4 bits {:+.2}%",
-        (bf16 / f32 - 1.0) * 100.0,
-        (int8 / f32 - 1.0) * 100.0,
-        (int4 / f32 - 1.0) * 100.0
-    );
-    println!(
-        "with f32 weights: keys and values in bf16 {:+.3}%, in int8 {:+.3}%",
-        (kv_bf16 / f32 - 1.0) * 100.0,
-        (kv_int8 / f32 - 1.0) * 100.0
-    );
-    assert!((kv_bf16 / f32 - 1.0).abs() < 0.002, "{kv_bf16} of {f32}");
-    assert!((kv_int8 / f32 - 1.0).abs() < 0.005, "{kv_int8} of {f32}");
-    assert!((bf16 / f32 - 1.0).abs() < 0.002, "{bf16} of {f32}");
-    assert!((int8 / f32 - 1.0).abs() < 0.01, "{int8} of {f32}");
-    assert!(int4 < 2.0 * f32, "{int4} of {f32}");
+    let dialogues = held_out();
+    let of = |weights, kv, precision| perplexities(&model, weights, kv, precision, &dialogues);
+    let exact = of(WeightFormat::F32, None, Precision::Native);
+    let costs = [
+        ("weights in bf16", 0.002, of(WeightFormat::Bf16, None, Precision::Native)),
+        ("weights at 8 bits", 0.005, of(WeightFormat::Nested, None, Precision::Int8)),
+        ("weights at 4 bits", 0.5, of(WeightFormat::Nested, None, Precision::Int4)),
+        ("keys and values in bf16", 0.002, of(WeightFormat::F32, Some(KvFormat::Bf16), Precision::Native)),
+        ("keys and values in int8", 0.005, of(WeightFormat::F32, Some(KvFormat::Int8), Precision::Native)),
+    ];
+    for (at, text) in ["what Pebble says", "every token"].into_iter().enumerate() {
+        println!("perplexity of {text} in f32: {:.4}", exact[at]);
+        for (what, _, found) in &costs {
+            println!("    {what}: {:+.3}%", (found[at] / exact[at] - 1.0) * 100.0);
+        }
+    }
+    for (what, most, found) in costs {
+        for (found, exact) in found.into_iter().zip(exact) {
+            assert!((found / exact - 1.0).abs() < most, "{what}: {found} of {exact}");
+        }
+    }
 }

@@ -111,7 +111,8 @@ fn a_shutdown_does_not_wait_for_a_device_that_is_away() {
     handle.send(start(run(1, log(0..20), 5))).unwrap();
     // The run's own step, then steps of nothing: by the third the engine parks.
     (0..3).for_each(|_| tried.recv_timeout(Duration::from_secs(30)).expect("the engine tries the device"));
-    let stopped = std::thread::spawn(move || handle.shutdown());
+    let named = std::thread::Builder::new().name("shutdown".to_owned());
+    let stopped = named.spawn(move || handle.shutdown()).unwrap();
     let failure = loop {
         match next(&effects) {
             Effect::Failed { failure, .. } => break failure,

@@ -16,6 +16,7 @@ mod deadline;
 mod edge;
 mod field;
 mod filter;
+mod health;
 mod identity;
 mod limits;
 mod names;

@@ -25,9 +25,10 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
-use tonic_health::server::{HealthReporter, HealthService};
+use tonic_health::server::HealthReporter;
 
 use crate::edge::{Edge, Phase};
+use crate::health::LastingHealth;
 use crate::refusals;
 use crate::services::{Completions, Models, Runtimes, Sessions, Tokens};
 use crate::stream::OpenStreams;
@@ -132,7 +133,7 @@ impl Gateway {
             .add_service(bounded!(ModelServiceServer, Models(self.edge.clone())))
             .add_service(bounded!(TokenServiceServer, Tokens(self.edge.clone())))
             .add_service(bounded!(RuntimeServiceServer, Runtimes(self.edge.clone())))
-            .add_service(HealthServer::new(HealthService::from_health_reporter(self.health.clone())))
+            .add_service(HealthServer::new(LastingHealth::new(self.health.clone(), &HEALTH_NAMES)))
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
         let request_bytes = limits.request_bytes;

@@ -95,12 +95,26 @@ impl Guides {
             self.compiled().put(key, outcome.clone());
             outcome
         });
-        outcome.map(|made| Guide::new(made.shared, made.cold, self.vocabulary.clone()))
+        outcome.map(|made| self.guide(made))
     }
 
-    /// Whether [`Guides::begin`] would compile nothing, so that it takes no longer than reading the spec.
+    /// As [`Guides::begin`], but compiles nothing, so that it takes no longer than reading the spec: `None` where that is to be done first.
+    ///
+    /// # Errors
+    /// As for [`Guides::begin`].
+    pub fn find(&self, spec: &Spec) -> Result<Option<Guide>, GuideError> {
+        let key = self.source(spec)?.key;
+        let found = self.compiled().get(&key).transpose()?;
+        Ok(found.map(|made| self.guide(made)))
+    }
+
+    /// Whether [`Guides::begin`] would compile nothing.
     pub fn is_known(&self, spec: &Spec) -> bool {
         self.source(spec).map_or(true, |source| self.compiled().entries.iter().any(|entry| entry.key == source.key))
+    }
+
+    fn guide(&self, made: Made) -> Guide {
+        Guide::new(made.shared, made.cold, self.vocabulary.clone())
     }
 
     fn source(&self, spec: &Spec) -> Result<Source, GuideError> {
@@ -122,8 +136,7 @@ impl Guides {
             }
         })?;
         let made = Made { cold: Arc::new(shared.deep_clone()), shared };
-        let mut guide = Guide::new(made.shared.clone(), Arc::clone(&made.cold), self.vocabulary.clone());
-        guide.mask().map_err(|_| GuideError::Unsayable)?;
+        self.guide(made.clone()).mask().map_err(|_| GuideError::Unsayable)?;
         if spec.answer.is_some() && spec.calls.is_some() {
             // A call could be said in its place; an answer has to be possible all the same.
             self.begin(&Spec { answer: spec.answer.clone(), ..Spec::default() })?;

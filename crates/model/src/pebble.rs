@@ -12,7 +12,7 @@ use crate::{Model, ModelError, TextFiles};
 pub(crate) const NAME: &str = "pebble";
 
 /// Digest of the weights. Sessions are pinned to it, so it changes only with the model.
-const WEIGHTS_DIGEST: &str = "dc734c55a6b7cc28997722c2bb2ee0129cb82b4a8cc8d045f396ebc4312d478c";
+const WEIGHTS_DIGEST: &str = "2fef98a94b840e7097b99e39fdd806983f59295cd672acf5f62cf1f926bc93d9";
 
 /// Aligned as any element wants it: the file's bytes are read as such where they lie in the binary.
 #[repr(C, align(64))]

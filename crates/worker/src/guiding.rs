@@ -123,7 +123,8 @@ impl<'a> Rules<'a> {
 #[derive(Debug)]
 pub struct ModelGuides(Arc<Guides>);
 
-/// What is to be compiled before a request is looked at, wherever there is time for it: a large schema takes a good part of a second.
+/// What is to be compiled before a request is looked at or a generation begins, wherever there is time for it: a large schema takes a
+/// good part of a second.
 #[derive(Debug)]
 pub struct Compilation {
     guides: Arc<Guides>,
@@ -164,7 +165,7 @@ impl ModelGuides {
         (!specs.is_empty()).then(|| Compilation { guides: Arc::clone(&self.0), specs })
     }
 
-    /// The guide of a generation that has said `said`; `None` where all is free.
+    /// The guide of a generation that has said `said`; `None` where all is free. Compiles what is not compiled.
     ///
     /// # Errors
     /// What cannot be held to, with the field below `path`.
@@ -177,9 +178,27 @@ impl ModelGuides {
         path: &str,
     ) -> Result<Option<Box<dyn TokenGuide>>, Failure> {
         let Some(spec) = rules.spec(language, prompt) else { return Ok(None) };
-        let begun = self.0.begin(&spec).and_then(|mut guide| guide.replay(said).map(|()| guide));
-        match begun {
-            Ok(guide) => Ok(Some(Box::new(Guided(guide)))),
+        let begun = self.0.begin(&spec);
+        begun.and_then(|guide| gone_on(guide, said)).map(Some).map_err(|error| rules.failure(path, &error))
+    }
+
+    /// As [`ModelGuides::guide`], but gives back what is to be compiled first.
+    ///
+    /// # Errors
+    /// As for [`ModelGuides::guide`].
+    pub(crate) fn guide_if_compiled(
+        &self,
+        language: &dyn Language,
+        prompt: &Prompt<'_>,
+        rules: Rules<'_>,
+        said: &[TokenId],
+        path: &str,
+    ) -> Result<Result<Option<Box<dyn TokenGuide>>, Compilation>, Failure> {
+        let Some(spec) = rules.spec(language, prompt) else { return Ok(Ok(None)) };
+        let found = self.0.find(&spec).and_then(|found| found.map(|guide| gone_on(guide, said)).transpose());
+        match found {
+            Ok(Some(guide)) => Ok(Ok(Some(guide))),
+            Ok(None) => Ok(Err(Compilation { guides: Arc::clone(&self.0), specs: vec![spec] })),
             Err(error) => Err(rules.failure(path, &error)),
         }
     }
@@ -194,6 +213,12 @@ impl ModelGuides {
         };
         Err(Failure::field(Reason::InvalidTool, format!("{path}.function.parameters_json_schema"), problem))
     }
+}
+
+/// A guide that has taken what was said before.
+fn gone_on(mut guide: Guide, said: &[TokenId]) -> Result<Box<dyn TokenGuide>, GuideError> {
+    guide.replay(said)?;
+    Ok(Box::new(Guided(guide)))
 }
 
 /// A call of this tool alone, if its arguments are held to its schema.

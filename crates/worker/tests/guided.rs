@@ -5,11 +5,11 @@ mod harness;
 
 use harness::{STOP, Toy, World, settings, speaking, user, with_tools};
 use holdfast_types::{
-    Constraint, Failure, FailureDetail, Item, Reason, SamplingOverrides, SessionConfig, StopReason, TokenId, Tool,
-    ToolChoice, TurnState,
+    Constraint, Failure, FailureDetail, Item, OnBusy, Reason, SamplingOverrides, SessionConfig, StopReason, TokenId,
+    Tool, ToolChoice, TurnState,
 };
 use holdfast_worker::core::{Input, Reply, Request};
-use holdfast_worker_api::{CreateSession, Generate, StartTurn};
+use holdfast_worker_api::{CancelTurn, CreateSession, Generate, StartTurn};
 
 const NUMBER: &str =
     r#"{"type": "object", "properties": {"n": {"enum": [12, 13]}}, "required": ["n"], "additionalProperties": false}"#;
@@ -130,12 +130,98 @@ fn what_a_request_needs_is_compiled_while_others_are_served() {
 
 /// Compiles what waits and gives the reply to a request.
 fn compiled(world: &mut World, id: u64) -> Result<Reply, Failure> {
-    for (ticket, work) in std::mem::take(&mut world.compiles) {
+    compile(world);
+    while world.commit() {}
+    world.reply(id).unwrap()
+}
+
+/// Compiles what waits; how much it was.
+fn compile(world: &mut World) -> usize {
+    let held = std::mem::take(&mut world.compiles);
+    let count = held.len();
+    for (ticket, work) in held {
         work.run();
         world.feed(vec![Input::Compiled { ticket }]);
     }
-    while world.commit() {}
-    world.reply(id).unwrap()
+    count
+}
+
+/// A world that was started again in the middle of a guided turn of session `a`, which waits for its grammar.
+fn interrupted() -> World {
+    let mut world = fresh(SessionConfig::default());
+    world.create("b", SessionConfig::default());
+    world.start(StartTurn { constraint: schema(NUMBER), ..user("a", "{\"n\":13}") }).unwrap();
+    for _ in 0..4 {
+        world.step();
+    }
+    let mut world = world.restart_with_compiles_held();
+    world.settle();
+    assert_eq!(world.compiles.len(), 1);
+    assert_eq!(world.turn("a", 1).state, TurnState::Running);
+    world
+}
+
+#[test]
+fn a_generation_that_goes_on_after_a_restart_has_its_grammar_compiled_while_others_are_served() {
+    let mut world = interrupted();
+    assert_eq!(world.say("b", "free").state, TurnState::Completed);
+    assert_eq!((compile(&mut world), world.engine.seen.len()), (1, 2), "the run of a begins with its grammar");
+    world.settle();
+    assert_eq!(
+        (world.turn("a", 1).state, world.texts("a").last().unwrap().as_str()),
+        (TurnState::Completed, "{\"n\":13}")
+    );
+    assert!(world.compiles.is_empty());
+}
+
+#[test]
+fn a_turn_that_waits_for_its_grammar_can_be_cancelled_and_the_next_one_begins_with_its_own() {
+    let mut world = interrupted();
+    let cancel = CancelTurn { session: harness::session("a"), turn: None };
+    let cancelled = world.send(Request::CancelTurn(cancel));
+    world.settle();
+    assert!(world.reply(cancelled).unwrap().is_ok());
+    assert_eq!(world.turn("a", 1).state, TurnState::Cancelled);
+    let next = StartTurn { constraint: Some(Constraint::Choice(vec!["no".into()])), ..user("a", "hi") };
+    let next = world.send(Request::StartTurn(next));
+    assert_eq!(compile(&mut world), 2, "the cancelled turn's, and the request's");
+    world.settle();
+    assert!(world.reply(next).unwrap().is_ok());
+    assert_eq!((world.texts("a").last().unwrap().as_str(), world.compiles.len()), ("no", 0));
+}
+
+#[test]
+fn a_runtime_that_drains_does_not_wait_for_the_grammar_of_a_turn_that_goes_on_later() {
+    let mut world = interrupted();
+    world.feed(vec![Input::Drain]);
+    world.settle();
+    assert!(world.drained);
+    compile(&mut world);
+    assert!(world.engine.seen.is_empty(), "it goes on at the next start");
+    let mut world = world.restart();
+    world.settle();
+    assert_eq!(world.turn("a", 1).state, TurnState::Completed);
+}
+
+#[test]
+fn a_queued_turn_whose_grammar_was_evicted_has_it_compiled_while_others_are_served() {
+    let mut world = fresh(SessionConfig::default());
+    world.create("b", SessionConfig::default());
+    world.start(user("a", "a longer answer")).unwrap();
+    let queued = StartTurn { constraint: schema(NUMBER), on_busy: OnBusy::Queue, ..user("a", "hi") };
+    assert_eq!(world.start(queued).unwrap().state, TurnState::Queued);
+    for n in 0..64 {
+        let choice = Some(Constraint::Choice(vec![format!("choice {n}")]));
+        let items = vec![Item::message(holdfast_types::Role::User, "hi")];
+        world.ask(Request::Generate(Generate { constraint: choice, items, ..Default::default() })).unwrap();
+    }
+    world.holds_compiles = true;
+    world.settle();
+    assert_eq!((world.turn("a", 2).state, world.compiles.len()), (TurnState::Running, 1));
+    assert_eq!(world.say("b", "free").state, TurnState::Completed);
+    assert_eq!(compile(&mut world), 1);
+    world.settle();
+    assert_eq!((world.texts("a").last().unwrap().as_str(), world.compiles.len()), ("{\"n\":12}", 0));
 }
 
 #[test]

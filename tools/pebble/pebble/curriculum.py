@@ -5,6 +5,12 @@ from dataclasses import dataclass
 from .dialogue import Shape
 
 FACTS = Shape({"tell": 4, "recall": 4, "never_told": 4, "update": 1}, no_tools=1.0, no_policies=1.0)
+DENSE = Shape(
+    {"tell_some": 3, "ask_some": 6, "update": 0.7, "recall": 0.7, "never_told": 0.7},
+    policies=(1, 10),
+    no_tools=0.9,
+    no_policies=0.6,
+)
 BOOK = Shape(
     {"policy_asked": 4, "policy_missing": 4, "tell": 1, "recall": 1}, policies=(1, 6), no_tools=0.9, no_policies=0.0
 )
@@ -18,6 +24,7 @@ MIX = Shape(
     {
         "tell": 3,
         "tell_two": 0.4,
+        "ask_some": 0.3,
         "recall": 3.5,
         "update": 1.2,
         "never_told": 1.8,
@@ -31,6 +38,24 @@ MIX = Shape(
     },
     tools=(1, 5),
     policies=(1, 6),
+)
+MEMORY = Shape(
+    {
+        "tell": 3,
+        "tell_two": 0.4,
+        "recall": 6,
+        "update": 1.4,
+        "never_told": 4,
+        "policy_asked": 4,
+        "policy_missing": 4,
+        "tool_turn": 1,
+        "two_steps": 0.7,
+        "argument_told": 0.8,
+        "remembered": 1.5,
+        "small_talk": 1,
+    },
+    tools=(1, 4),
+    policies=(1, 8),
 )
 CHAT = Shape(
     {
@@ -47,7 +72,7 @@ CHAT = Shape(
     no_tools=0.75,
     no_policies=0.8,
 )
-SHAPES = {"facts": FACTS, "book": BOOK, "tools": TOOLS, "mix": MIX, "chat": CHAT}
+SHAPES = {"facts": FACTS, "dense": DENSE, "book": BOOK, "tools": TOOLS, "mix": MIX, "memory": MEMORY, "chat": CHAT}
 
 
 @dataclass
@@ -62,21 +87,35 @@ class Stage:
 
 
 CPU = [
-    Stage(0.10, {96: 1.0}, {"facts": 1.0}),
-    Stage(0.25, {160: 1.0}, {"facts": 2, "book": 2, "tools": 4, "chat": 1.5}),
-    Stage(0.60, {256: 0.6, 512: 0.4}, {"facts": 1, "book": 1.5, "tools": 5, "mix": 3, "chat": 1}),
-    Stage(0.80, {256: 0.4, 512: 0.5, 1024: 0.1}, {"facts": 3, "book": 2.5, "tools": 1, "mix": 4, "chat": 0.5}),
-    Stage(1.0, {256: 0.4, 512: 0.4, 1024: 0.2}, {"facts": 3, "book": 2.5, "tools": 1, "mix": 4, "chat": 0.5}, 0.5),
+    Stage(0.06, {96: 1.0}, {"facts": 1.0}),
+    Stage(0.16, {160: 1.0}, {"facts": 2, "book": 2, "tools": 4, "chat": 1.5}),
+    Stage(0.30, {256: 0.6, 512: 0.4}, {"facts": 1, "book": 1.5, "tools": 5, "memory": 3, "chat": 1}),
+    Stage(0.70, {256: 0.6, 512: 0.4}, {"dense": 6, "tools": 1, "memory": 2, "mix": 1.5, "chat": 0.5}),
+    Stage(
+        0.86,
+        {256: 0.1, 512: 0.4, 1024: 0.5},
+        {"dense": 3, "tools": 2, "memory": 3, "mix": 3, "chat": 0.8},
+    ),
+    Stage(
+        1.0,
+        {256: 0.1, 512: 0.4, 1024: 0.5},
+        {"dense": 1.5, "tools": 2, "memory": 2.5, "mix": 4, "chat": 1},
+        quantised=0.5,
+    ),
 ]
 GPU = [
     Stage(0.03, {128: 1.0}, {"facts": 1.0}),
     Stage(0.15, {128: 0.5, 256: 0.5}, {"facts": 2, "book": 3, "tools": 4, "chat": 2}),
-    Stage(0.40, {256: 0.5, 512: 0.5}, {"facts": 0.7, "book": 2, "tools": 3.5, "mix": 4, "chat": 1.5}),
-    Stage(0.80, {512: 0.5, 1024: 0.3, 2048: 0.2}, {"facts": 0.5, "book": 1.5, "tools": 3, "mix": 5, "chat": 1}),
+    Stage(0.40, {256: 0.5, 512: 0.5}, {"dense": 4, "tools": 3, "memory": 2, "mix": 2, "chat": 1}),
+    Stage(
+        0.80,
+        {512: 0.5, 1024: 0.3, 2048: 0.2},
+        {"dense": 2, "tools": 2.5, "memory": 2.5, "mix": 4, "chat": 1},
+    ),
     Stage(
         1.0,
         {256: 0.1, 512: 0.3, 1024: 0.3, 2048: 0.3},
-        {"facts": 0.5, "book": 1.5, "tools": 2.5, "mix": 5, "chat": 1},
+        {"dense": 1, "tools": 2.5, "memory": 2.5, "mix": 5, "chat": 1},
         quantised=0.5,
     ),
 ]

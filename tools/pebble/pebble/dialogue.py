@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from . import smalltalk
 from .facts import (
+    ASKS_SOME,
     MARK,
     UNKNOWN,
     UNMARK,
@@ -49,6 +50,8 @@ class Shape:
 class Known:
     subject: Subject
     value: str
+    said_at: int = 0
+    """How many messages there were when it was said last."""
 
 
 @dataclass
@@ -163,14 +166,14 @@ class Dialogue:
         value = draw_value(subject.kind, self.values)
         if subject.kind in ("name", "city", "word") and self.rng.random() < 0.15:
             value = value.lower()
-        known = Known(subject, value)
+        known = Known(subject, value, len(self.messages))
         self.known.append(known)
         return known
 
-    def tell_two(self) -> None:
-        """Two facts in one message."""
-        pair = []
-        for _ in range(2):
+    def tell_some(self, count: int = 0) -> None:
+        """Two to four facts in one message."""
+        some = []
+        for _ in range(count or self.rng.randint(2, 4)):
             subject = self._new_subject()
             known = self.learn(subject)
             form = (
@@ -179,13 +182,15 @@ class Dialogue:
                 else "{s} is {v}."
             )
             text = fill(form, subject, known.value).rstrip(".")
-            pair.append((known, text if text.startswith(("I ", "I'")) else text[0].lower() + text[1:]))
-        (first, a), (second, b) = pair
-        text = f"{a}{self.rng.choice((' and ', ', and ', '. Also, ', ', '))}{b}."
-        self.user(text[0].upper() + text[1:] if not text.startswith(first.value) else text, (first.value, second.value))
-        self.say(
-            "assistant", f"Got it. {sentence(first.subject, first.value)} {sentence(second.subject, second.value)}"
-        )
+            some.append((known, text if text.startswith(("I ", "I'")) else text[0].lower() + text[1:]))
+        *front, last = (text for _, text in some)
+        text = f"{', '.join(front)}{self.rng.choice((' and ', ', and ', '. Also, ', ', '))}{last}."
+        values = tuple(known.value for known, _ in some)
+        self.user(text[0].upper() + text[1:] if not text.startswith(values[0]) else text, values)
+        self.say("assistant", " ".join(["Got it.", *(sentence(known.subject, known.value) for known, _ in some)]))
+
+    def tell_two(self) -> None:
+        self.tell_some(2)
 
     def update(self, known: Known | None = None) -> Known:
         known = known or (self.rng.choice(self.known) if self.known else self.tell())
@@ -194,16 +199,21 @@ class Dialogue:
             value = draw_value(known.subject.kind, self.values)
             if value != old:
                 break
-        known.value = value
+        known.value, known.said_at = value, len(self.messages)
         form = self.rng.choice(update_forms(known.subject, self.rng))
         self.user(fill(form, known.subject, value, old), (value, old))
         self.say("assistant", changed(known.subject, value))
         return known
 
     def recall(self, known: Known | None = None) -> None:
-        known = known or (self.rng.choice(self.known) if self.known else self.tell())
+        known = known or (self._pick(self.known) if self.known else self.tell())
         self._ask(known.subject)
         self.say("assistant", sentence(known.subject, known.value))
+        known.said_at = len(self.messages)
+
+    def _pick(self, known: list[Known]) -> Known:
+        """Half the time the one that was said longest ago, else any: to look far back is what needs practice."""
+        return min(known, key=lambda k: k.said_at) if self.rng.random() < 0.5 else self.rng.choice(known)
 
     def _ask(self, subject: Subject) -> None:
         self.user(
@@ -224,6 +234,30 @@ class Dialogue:
                 subject = self._neighbour(self.rng.choice(near)) or subject
         self._ask(subject)
         self.say("assistant", subject.unknown)
+
+    def ask_some(self) -> None:
+        """Two to four questions in one message, half of them for what was told or stands in the handbook."""
+        rng, able = self.rng, [*self.known, *self.handbook]
+        asked: dict[str, tuple[Subject, Known | None]] = {}
+        for _ in range(rng.randint(2, 4)):
+            known = self._pick(able) if able and rng.random() < 0.55 else None
+            subject = known.subject if known else self._new_subject()
+            if known is None and able and rng.random() < 0.4:
+                subject = self._neighbour(rng.choice(able).subject) or subject
+            asked.setdefault(subject.key, (subject, known))
+        subjects, answers = [subject for subject, _ in asked.values()], []
+        if all(subject.user for subject in subjects):
+            *front, last = (subject.user for subject in subjects)
+            listed = f"{', '.join(front)} and {last}" if front else last
+            text = rng.choice(ASKS_SOME).replace("{s}", listed).replace("{S}", listed[0].upper() + listed[1:])
+        else:
+            text = " ".join(fill(rng.choice(ask_forms(subject, rng)), subject) for subject in subjects)
+        self.user(text, tuple(subject.user for subject in subjects if subject.user[:1].isupper()))
+        for subject, known in asked.values():
+            answers.append(sentence(subject, known.value) if known else subject.unknown)
+            if known:
+                known.said_at = len(self.messages)
+        self.say("assistant", " ".join(answers))
 
     def _neighbour(self, subject: Subject) -> Subject | None:
         """A subject that shares a word with one that is known."""
@@ -248,9 +282,10 @@ class Dialogue:
     def policy_asked(self, known: Known | None = None) -> None:
         if known is None and not self.handbook:
             return self.policy_missing()
-        known = known or self.rng.choice(self.handbook)
+        known = known or self._pick(self.handbook)
         self._ask(known.subject)
         self.say("assistant", sentence(known.subject, known.value))
+        known.said_at = len(self.messages)
 
     def policy_missing(self) -> None:
         taken = {k.subject.key for k in [*self.handbook, *self.known]} | self.reserved
@@ -336,7 +371,7 @@ class Dialogue:
         key = tool.remembered.key
 
         subject = next((s for s in VERBS if s.key == key), None) or mine(key, "code")
-        known = Known(subject, make(self.values))
+        known = Known(subject, make(self.values), len(self.messages))
         self.known.append(known)
         self.user(fill(self.rng.choice(tell_forms(subject, self.rng)), subject, known.value), (known.value,))
         self.say("assistant", told(subject, known.value))

@@ -20,7 +20,7 @@ from .render import ASSISTANT, Renderer
 from .train import PRESETS, load
 from .vocabulary import MARKS
 
-DISTANCES = (0, 2, 5, 10, 20)
+DISTANCES = (0, 2, 5, 10, 14, 20)
 TOKENS_PER_BATCH = 12_000
 
 

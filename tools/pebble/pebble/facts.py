@@ -13,7 +13,6 @@ UNMARK = "\ue001"
 """Closes it."""
 
 
-
 def marked(value: str) -> str:
     return f"{MARK}{value}{UNMARK}"
 
@@ -183,6 +182,17 @@ ASKS = [
     "Ok, what is {s}?",
     "What about {s}?",
     "How about {s}?",
+]
+ASKS_SOME = [
+    "What are {s}?",
+    "What are {s}?",
+    "Tell me {s}.",
+    "Remind me of {s}.",
+    "I need {s}.",
+    "Do you know {s}?",
+    "{S}?",
+    "What about {s}?",
+    "I forgot {s}.",
 ]
 
 

@@ -1,6 +1,7 @@
 """The network: Llama's decoder, named as its checkpoints are."""
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,17 @@ class Config:
     head_dim: int = 32
     max_position_embeddings: int = 2048
     rope_theta: float = 10000.0
+    rope_scaling: dict = field(
+        default_factory=lambda: {
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 512,
+        }
+    )
+    """Pairs that would turn once in more than 512 tokens hardly turn: that half of a head compares words wherever they
+    stand, the other half tells what is near."""
     rms_norm_eps: float = 1e-5
 
     def huggingface(self) -> dict:
@@ -38,16 +50,24 @@ class Config:
             "torch_dtype": "bfloat16",
         }
 
+
 WEIGHT_HALFWAY = 0.3
 """Of the losses of what is learned behind half of the layers."""
+WEIGHT_FAR, FAR = 4.0, 64
+"""Of a look at a value, beside one that is less than so many tokens back: most of those only echo what was just told."""
 TOOL_HEAD, VALUE_HEAD = 0, 5
 """The heads that learn where to look."""
 
 
 def rotary(config: Config, length: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines, [length, head_dim]."""
+    """Cosines and sines, [length, head_dim], scaled as Llama 3 does."""
     half = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
-    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), config.rope_theta**-half)
+    frequencies, scaling = config.rope_theta**-half, config.rope_scaling
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    frequencies = frequencies * (kept + (1 - kept) / scaling["factor"])
+    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
@@ -171,7 +191,7 @@ class Pebble(nn.Module):
         self, ids: torch.Tensor, weights: torch.Tensor, tools: torch.Tensor, sources: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted mean of the cross entropies, and the shares that are right of decisions, values' tokens, tools'
-        names, looks at tools and looks at values. Only positions of weight are projected. All are [rows, length + 1].
+        names, looks at tools and looks far back at values. Only positions of weight are projected. All are [rows, length + 1].
 
         Three things are learned behind half of the layers as well, so that the others find them there. Where an answer
         begins that takes a tool: the tool's name; and one head looks where that name is written. Where a value begins:
@@ -191,7 +211,7 @@ class Pebble(nn.Module):
     def halfway(
         self, ids: torch.Tensor, tools: torch.Tensor, sources: torch.Tensor, x: torch.Tensor
     ) -> tuple[list, list]:
-        """Mean losses and shares that are right of what is learned from `x`, the states behind half of the layers."""
+        """Losses and shares that are right of what is learned from `x`, the states behind half of the layers."""
         layer = self.model.layers[self.config.num_hidden_layers // 2]
         rotation = rotary(self.config, ids.shape[1], ids.device)
         normed = layer.input_layernorm(x)
@@ -201,7 +221,11 @@ class Pebble(nn.Module):
         written = (ids[rows] == names[:, None]) & (looks > -torch.inf)
         named = self.logits(self.model.norm(x[rows, at]))
         pairs = [(named, names), (looks, written.int().argmax(-1))]
-        rows, at = sources.nonzero(as_tuple=True)
-        pairs.append((layer.self_attn.looks(VALUE_HEAD, normed, *rotation, rows, at), sources[rows, at].long() - 1))
         losses = [F.cross_entropy(found, to, reduction="sum") / max(1, len(to)) for found, to in pairs]
-        return losses, [(found.argmax(-1) == to).float().mean() for found, to in pairs]
+        shares = [(found.argmax(-1) == to).float().mean() for found, to in pairs]
+        rows, at = sources.nonzero(as_tuple=True)
+        found, to = layer.self_attn.looks(VALUE_HEAD, normed, *rotation, rows, at), sources[rows, at].long() - 1
+        far = at - to > FAR
+        weighted = F.cross_entropy(found, to, reduction="none") * torch.where(far, WEIGHT_FAR, 1.0)
+        losses.append(weighted.sum() / max(1, len(to)))
+        return losses, [*shares, (found.argmax(-1) == to)[far].float().mean()]

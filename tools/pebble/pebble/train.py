@@ -1,6 +1,7 @@
 """The trainer: one process on a GPU, or several on a CPU that average their gradients.
 
-The run is planned by the wall clock or by tokens, whichever is first; the rate falls to nothing at its end.
+The run is planned by time or by tokens, whichever is first; the rate falls to nothing at its end. On a CPU the time is
+what the first process's thread has computed, so that a run that is slowed or stopped for a while keeps its plan.
 Checkpoints hold all that a later run needs to go on; SIGTERM writes one and ends.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 
 from .batches import Files, Request, Source
 from .curriculum import CPU, GPU, stage
@@ -48,6 +50,8 @@ DECAY_FROM = 0.55
 RENDEZVOUS = "rendezvous"
 """Where processes find each other."""
 RIGHT = ("decisions", "values", "tools", "looks_at_tools", "looks_at_values")
+LIMIT = "tokens"
+"""A file with another limit in tokens, for a run that has more or less of a machine than was thought."""
 REPORT_EVERY_S = 15
 CHECKPOINT_EVERY_S = 120
 
@@ -68,6 +72,10 @@ class Plan:
     start_at: float
     """The part of the plan that is behind a run that goes on from a checkpoint with more time."""
     resume: Path | None
+    from_weights: Path | None
+    """A model directory to begin from, with new optimizers."""
+    rate: float
+    """Of the peak learning rates. At full rate a run that begins from weights forgets first what they can."""
     compiled: bool
 
 
@@ -77,7 +85,11 @@ def run(plan: Plan) -> None:
     if plan.processes == 1:
         return _train(0, plan)
     (plan.out / RENDEZVOUS).unlink(missing_ok=True)
-    torch.multiprocessing.spawn(_train, args=(plan,), nprocs=plan.processes)
+    running = torch.multiprocessing.spawn(_train, args=(plan,), nprocs=plan.processes, join=False)
+    # The first one tells the others.
+    signal.signal(signal.SIGTERM, lambda *_: running.processes[0].terminate())
+    while not running.join():
+        pass
 
 
 def _train(rank: int, plan: Plan) -> None:
@@ -110,6 +122,12 @@ class Training:
             for optimizer, values in zip(self.optimizers, saved["optimizers"]):
                 optimizer.load_state_dict(values)
             self.state = saved["state"]
+        elif plan.from_weights:
+            with safe_open(plan.from_weights / "model.safetensors", "pt", plan.device) as file:
+                self.model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+                # What `export` tells of their training.
+                trained = file.metadata() or {}
+            self.state = {name: type(none)(trained.get(name, none)) for name, none in self.state.items()}
         self.before = dict(self.state)
         if plan.compiled:
             self.model.compile()
@@ -117,15 +135,20 @@ class Training:
         # Lengths and paths are drawn alike in every process, dialogues are not.
         self.rng = random.Random(plan.seed * 7919 + self.state["steps"])
         self.stopped = False
-        self.started = time.monotonic()
+        self.limit = plan.out / LIMIT
+        self.started, self.clock_started = time.monotonic(), self._clock()
+
+    def _clock(self) -> float:
+        """Seconds that count for the plan."""
+        return time.thread_time() if self.plan.device == "cpu" else time.monotonic()
 
     def run(self) -> None:
         """All steps; the first process reports and saves."""
-        if self.plan.processes == 1:
+        if self.rank == 0:
             signal.signal(signal.SIGTERM, self._stop)
         shown = saved = self.started
         recent = []
-        while (progress := self._progress()) < 1 and not self.stopped:
+        while (progress := self._progress()) < 1:
             recent.append(self._step(progress))
             if self.rank > 0:
                 continue
@@ -144,9 +167,12 @@ class Training:
     def _progress(self) -> float:
         """How much of the plan is done, agreed by all processes."""
         plan = self.plan
-        time_spent = (time.monotonic() - self.started) / (60 * plan.minutes)
-        tokens_spent = (self.state["tokens"] - self.before["tokens"]) / plan.tokens
+        time_spent = (self._clock() - self.clock_started) / (60 * plan.minutes)
+        limit = int(self.limit.read_text()) if self.limit.exists() else plan.tokens
+        tokens_spent = (self.state["tokens"] - self.before["tokens"]) / limit
         progress = plan.start_at + (1 - plan.start_at) * max(time_spent, tokens_spent)
+        if self.stopped:
+            progress = 1.0
         if plan.processes > 1:
             agreed = torch.tensor([progress])
             dist.broadcast(agreed, 0)
@@ -182,8 +208,10 @@ class Training:
         return torch.cat((loss.detach()[None], right))
 
     def _rate(self, progress: float) -> float:
-        warm = (self.state["steps"] - self.before["steps"]) / WARM_UP_STEPS
-        return min(1.0, warm, (1 - progress) / (1 - DECAY_FROM))
+        # A resumed run has its optimizers' averages.
+        began = 0 if self.plan.resume else self.before["steps"]
+        warm = (self.state["steps"] - began) / WARM_UP_STEPS
+        return self.plan.rate * min(1.0, warm, (1 - progress) / (1 - DECAY_FROM))
 
     def _average(self) -> None:
         """Gradients of all processes to their mean."""
@@ -210,7 +238,7 @@ class Training:
         print(line, flush=True)
 
     def _save(self) -> None:
-        self.state["seconds"] = self.before["seconds"] + time.monotonic() - self.started
+        self.state["seconds"] = self.before["seconds"] + self._clock() - self.clock_started
         path = self.plan.out / "checkpoint.pt"
         saved = {
             "config": asdict(self.model.config),

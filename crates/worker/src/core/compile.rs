@@ -1,13 +1,15 @@
-//! Requests that need a grammar compiled: they step aside until it is, so that nobody else waits for it.
+//! Requests and generations that need a grammar compiled: they step aside until it is, so that nobody else waits for it.
 //!
-//! In: requests before anything of them is done. Out: compilations, and the same requests again. Deliberately not here: compiling
-//! ([`crate::guiding`]); refusing what cannot be compiled, which is the request's own check, as is compiling what was forgotten
-//! meanwhile.
+//! In: requests before anything of them is done, and generations before their run. Out: compilations, and the same again. A request's
+//! grammar is compiled before it is accepted; a generation finds it there, unless it goes on after a restart or others have taken
+//! its place meanwhile. Deliberately not here: compiling ([`crate::guiding`]); refusing what cannot be compiled, which is the
+//! request's own check, as is compiling what is missing again the moment after.
 
-use holdfast_types::{Failure, FailureDetail, Reason, SessionConfig};
+use holdfast_types::{Failure, FailureDetail, Reason, SessionConfig, TurnNumber};
 
 use super::message::Ticket;
-use super::{Asked, Effect, Request, Slot, WorkerCore};
+use super::session::Session;
+use super::{Asked, Effect, Request, Shared, Slot, WorkerCore};
 use crate::guiding::{Compilation, Rules};
 use crate::language::Prompt;
 
@@ -29,10 +31,14 @@ impl WorkerCore {
         None
     }
 
-    /// What a request asked for is compiled: it goes on where it stepped aside.
+    /// What a request or a generation asked for is compiled: it goes on where it stepped aside.
     pub(super) fn compiled(&mut self, ticket: Ticket) {
         if let Some(asked) = self.compiling.remove(&ticket) {
-            self.request(Asked { compiled: true, ..asked });
+            return self.request(Asked { compiled: true, ..asked });
+        }
+        let slot = self.shared.tickets.remove(&ticket);
+        if let Some(session) = slot.and_then(|slot| self.slots.get_mut(&slot)) {
+            session.compiled(&mut self.shared);
         }
     }
 
@@ -71,5 +77,21 @@ impl WorkerCore {
         let model = self.shared.model(&config.model).ok()?;
         let prompt = Prompt::of(config, "");
         self.shared.guides[model].missing(&*self.shared.models[model].language, &prompt, rules, &config.tools)
+    }
+}
+
+impl Session {
+    /// Has a generation wait for its grammar.
+    pub(super) fn compile(&mut self, shared: &mut Shared, generation: (TurnNumber, u32), work: Compilation) {
+        let ticket = Ticket(shared.next());
+        shared.tickets.insert(ticket, self.slot());
+        self.compiling = Some(generation);
+        shared.effects.push(Effect::Compile { ticket, work });
+    }
+
+    /// The generation that waited begins, or whatever is due in its place.
+    fn compiled(&mut self, shared: &mut Shared) {
+        let generation = self.compiling.take();
+        self.begin_generation(shared, generation);
     }
 }

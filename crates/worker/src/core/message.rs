@@ -111,7 +111,7 @@ pub enum Effect {
         /// The batch.
         batch: Batch,
     },
-    /// Compile what a request needs, beside everything else; answered by [`Input::Compiled`].
+    /// Compile what a request or a generation needs, beside everything else; answered by [`Input::Compiled`].
     Compile {
         /// The request's name meanwhile.
         ticket: Ticket,

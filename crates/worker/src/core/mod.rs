@@ -99,6 +99,7 @@ struct Shared {
     now: TimeUs,
     effects: Vec<Effect>,
     counter: u64,
+    /// Sessions that wait for a commit, or for a generation's grammar.
     tickets: HashMap<Ticket, Slot>,
     runs: HashMap<RunId, Slot>,
     deadlines: BTreeSet<(TimeUs, Slot)>,

@@ -6,7 +6,7 @@
 use holdfast_engine::{Command, Effect as EngineEffect, FinishReason, Run, RunId, SampleRequest};
 use holdfast_journal::{Body, Durability};
 use holdfast_kv::ChainDomain;
-use holdfast_types::{EventKind, Failure, Origin, SampledToken, StopReason, TokenRun, TurnState, Usage};
+use holdfast_types::{EventKind, Failure, Origin, SampledToken, StopReason, TokenRun, TurnNumber, TurnState, Usage};
 
 use super::session::Session;
 use super::turn::ended_state;
@@ -44,8 +44,15 @@ impl Session {
         self.advance(shared);
     }
 
-    /// Runs the next generation of the turn that runs, unless it runs already.
+    /// Runs the next generation of the turn that runs, unless it runs already or waits for its grammar.
     pub(super) fn run_generation(&mut self, shared: &mut Shared) {
+        if self.compiling.is_none() {
+            self.begin_generation(shared, None);
+        }
+    }
+
+    /// `compiled` is a generation whose grammar has just been compiled: it does not wait for it a second time.
+    pub(super) fn begin_generation(&mut self, shared: &mut Shared, compiled: Option<(TurnNumber, u32)>) {
         if shared.draining || self.is_broken() || self.fold.is_deleted() {
             return;
         }
@@ -86,8 +93,16 @@ impl Session {
         let said: Vec<_> = self.fold.said().iter().map(|token| token.id).collect();
         let rules = Rules::of(&request, progress.generation);
         let prompt = Prompt::of(self.fold.config(), self.fold.pinned_date());
-        let guide = match shared.guides[device].guide(&*model.language, &prompt, rules, &said, "options.") {
-            Ok(guide) => guide,
+        let (guides, path) = (&shared.guides[device], "options.");
+        let generation = (progress.number, progress.generation);
+        let guide = if compiled == Some(generation) {
+            guides.guide(&*model.language, &prompt, rules, &said, path).map(Ok)
+        } else {
+            guides.guide_if_compiled(&*model.language, &prompt, rules, &said, path)
+        };
+        let guide = match guide {
+            Ok(Ok(guide)) => guide,
+            Ok(Err(work)) => return self.compile(shared, generation, work),
             Err(failure) => return self.fail_turn(shared, failure),
         };
         let sample = SampleRequest {

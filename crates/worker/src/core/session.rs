@@ -41,6 +41,8 @@ pub(super) struct Session {
     /// Place of its device; `None` when its model is not served.
     pub(super) device: Option<usize>,
     pub(super) run: Option<ActiveRun>,
+    /// The generation that waits for its grammar to be compiled.
+    pub(super) compiling: Option<(TurnNumber, u32)>,
     /// Positions below had their KV computed by a prefill that no entry tells of.
     pub(super) prefilled: u32,
     /// Who asked for the turns in progress.
@@ -72,6 +74,7 @@ impl Session {
             rebases: fold.rebases(),
             device,
             run: None,
+            compiling: None,
             prefilled: 0,
             authors: HashMap::new(),
             awaiting_end: Vec::new(),

@@ -349,7 +349,14 @@ impl World {
     }
 
     pub fn on(disk: Disk, settings: CoreSettings, model: ServedModel) -> Self {
-        let mut world = Self {
+        let mut world = Self::still(disk, settings, model);
+        world.feed(Vec::new());
+        world
+    }
+
+    /// One that was never polled.
+    fn still(disk: Disk, settings: CoreSettings, model: ServedModel) -> Self {
+        Self {
             core: WorkerCore::new(settings, vec![model]),
             engine: ToyEngine::default(),
             now: 1_000_000 + disk.batches as u64,
@@ -363,14 +370,20 @@ impl World {
             purged: Vec::new(),
             holds_compiles: false,
             compiles: Vec::new(),
-        };
-        world.feed(Vec::new());
-        world
+        }
     }
 
     /// The same disk, a new process.
     pub fn restart(self) -> Self {
         Self::on(self.disk, settings(), model(None, "toy/1"))
+    }
+
+    /// As [`World::restart`]; what is to be compiled waits from the start.
+    pub fn restart_with_compiles_held(self) -> Self {
+        let mut world = Self::still(self.disk, settings(), model(None, "toy/1"));
+        world.holds_compiles = true;
+        world.feed(Vec::new());
+        world
     }
 
     pub fn feed(&mut self, inputs: Vec<Input>) {

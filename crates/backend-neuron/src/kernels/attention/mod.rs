@@ -25,7 +25,7 @@ use std::cell::RefCell;
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-pub(crate) use page::{Element, PAGE, SCALE, part, scale_at};
+pub(crate) use page::{Element, PAGE, part, scale_at};
 pub use page::{Elements, PagedHead, width};
 pub(crate) use product::CHUNK;
 

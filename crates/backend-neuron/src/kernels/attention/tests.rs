@@ -1,5 +1,6 @@
 //! The kernels against plain attention in f64, and against themselves on other instruction sets, in other tiles and in spans.
 
+use super::page::SCALE;
 use super::*;
 
 /// KV of one head in shuffled blocks, and the same numbers by position.

@@ -257,6 +257,7 @@ unsafe fn any_rows(tile: Tile<'_>, source: impl Source, blocks: usize, sums: &mu
 /// # Safety
 /// As for `product_avx512`; the tile has `R` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+#[expect(clippy::needless_range_loop, reason = "registers by their numbers")]
 unsafe fn some_rows<const R: usize, const W: usize, const HALVES: bool>(
     tile: Tile<'_>,
     source: impl Source,
