@@ -1,6 +1,6 @@
 //! The device on a real GPU; where there is none, every test says `skipped` with what is missing.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod suite;
 

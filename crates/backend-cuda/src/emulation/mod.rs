@@ -4,6 +4,8 @@
 //! In: what [`Card`] asks for. Out: the same, slowly. `None` where there is no C++ compiler, which tests say visibly. Deliberately not here: how a tensor core
 //! rounds inside of one instruction, races that only several blocks at once have, and time.
 
+#![allow(clippy::expect_used, clippy::print_stderr)]
+
 mod conformance;
 mod kernels;
 
