@@ -52,6 +52,7 @@ const TABLE: &[(&str, May)] = &[
 /// to who imports them.
 const TESTS_ONLY: &[(&str, &str, &str)] = &[
     ("backend", "model", "the conformance suite is tried on the oracle that it judges backends by"),
+    ("backend-cuda", "backend-neuron", "with nested weights the CPU device is the oracle, to the last bit"),
     ("backend-remote", "backend-neuron", "what is lent in tests is a device that computes, not canned outputs"),
     ("backend-remote", "model", "the reference forward is the oracle of what a remote device computes"),
     ("engine", "backend-neuron", "steps are tested on a device that computes, not on canned outputs"),

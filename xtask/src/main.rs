@@ -1,4 +1,5 @@
-//! The habits of the house, one command each: `check`, `test`, `demo`, `bench`, `make-model`, `device-conformance`, `contract`, `fmt`.
+//! The habits of the house, one command each: `check`, `test`, `demo`, `bench`, `make-model`, `device-conformance`, `cuda-check`,
+//! `contract`, `fmt`.
 //!
 //! In: the command line. Out: other programs run in the workspace's root, findings on the terminal, and an exit status that
 //! CI can believe. Deliberately not here: any of the project's crates. xtask must build, and say what is wrong, when they
@@ -9,6 +10,7 @@
 mod bench;
 mod check;
 mod contract;
+mod cuda_check;
 mod demo;
 mod device_conformance;
 mod edges;
@@ -41,6 +43,7 @@ enum Command {
     Contract(contract::Arguments),
     MakeModel(make_model::Arguments),
     DeviceConformance(device_conformance::Arguments),
+    CudaCheck(cuda_check::Arguments),
     /// Format every Rust file of the workspace
     Fmt,
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Contract(arguments) => contract::run(&arguments),
         Command::MakeModel(arguments) => make_model::run(&arguments),
         Command::DeviceConformance(arguments) => device_conformance::run(&arguments),
+        Command::CudaCheck(arguments) => cuda_check::run(&arguments),
         Command::Fmt => fmt::run(),
     };
     match done {

@@ -27,7 +27,7 @@ const UNSAFE_CRATES: &[&str] = &["crates/backend-neuron/", "crates/backend-cuda/
 const RUST_FOLDERS: &[&str] = &["crates/", "benches/", "xtask/"];
 
 /// Endings of the files that are read and searched for paths of a machine. Not JSON: vocabularies hold any text.
-const TEXT: &[&str] = &["rs", "proto", "md", "toml", "py", "sh", "sql", "yaml", "yml", "service"];
+const TEXT: &[&str] = &["rs", "proto", "md", "toml", "py", "sh", "sql", "yaml", "yml", "service", "cu", "hpp"];
 
 /// Where files without an ending are scripts and container files.
 const TEXT_FOLDERS: &[&str] = &[".ci/", "deploy/"];

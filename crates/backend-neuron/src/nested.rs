@@ -10,20 +10,16 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use holdfast_model::WeightRow;
+use holdfast_model::nested::{Power, largest, wants_halves};
 
 use crate::NeuronError;
 use crate::kernels::Isa;
-use crate::kernels::nested::{BLOCK, COLUMNS, HALF, LANE, PLANE, Panel, STEP, STEPS, from_f16};
-use crate::kernels::pack::{Power, pack_panel, pack_q8_0, quantise_group};
+use crate::kernels::nested::{COLUMNS, LANE, PLANE, Panel, STEP, STEPS, from_f16};
+use crate::kernels::pack::{pack_panel, pack_q8_0};
 use crate::kernels::quantise::blocks;
 use crate::matrix::with_f32;
 use crate::memory::{Memory, Plane};
 use crate::pool::{Pieces, Pool};
-
-/// Rows that tell which groups a matrix should have, about.
-const SAMPLED: usize = 64;
-/// Groups of 64 may have this many times the root mean square error of groups of 32. Of normally distributed weights they have 1.14 times.
-const ERROR_RATIO_MAX: f64 = 1.2;
 
 /// `[width, depth]` in panels of 32 output features; the last panel and the last block are padded with zeros.
 #[derive(Debug)]
@@ -81,16 +77,14 @@ impl Nested {
         {
             return Ok(packed);
         }
-        let mut sizes = vec![0u32; rows.len()];
+        let mut sizes = vec![0.0f32; rows.len()];
         let pieces = Pieces::new(&mut sizes);
         pool.run(rows.len(), rows.len() * depth, |row| {
-            let largest = with_f32(&rows[row..=row], depth, |row| {
-                row[0].iter().fold(0u32, |most, value| most.max(value.to_bits() & 0x7fff_ffff))
-            });
+            let size = with_f32(&rows[row..=row], depth, |row| largest(row[0]));
             // SAFETY: an item is a row, and has its own element.
-            unsafe { pieces.piece(row, 1) }.fill(largest);
+            unsafe { pieces.piece(row, 1) }.fill(size);
         });
-        let power = Power::of_largest(f32::from_bits(sizes.into_iter().max().unwrap_or(0)));
+        let power = Power::of_largest(largest(&sizes));
         let halves = wants_halves(rows, depth, power);
         let Planes { upper, lower, scales } =
             Self::planes(rows.len(), depth, halves, memory, pool, |panel, planes| {
@@ -226,32 +220,11 @@ fn panel_len(depth: usize, halves: bool) -> (usize, usize) {
     (blocks(depth) * PLANE, blocks(depth) * COLUMNS * if halves { 2 } else { 1 })
 }
 
-/// Whether scales should belong to 32 weights, not 64.
-fn wants_halves(rows: &[WeightRow<'_>], depth: usize, power: Power) -> bool {
-    let (mut halves, mut wholes) = (0.0, 0.0);
-    for row in rows.iter().step_by(rows.len().div_ceil(SAMPLED).max(1)) {
-        with_f32(std::slice::from_ref(row), depth, |row| {
-            halves += error(row[0], HALF, power);
-            wholes += error(row[0], BLOCK, power);
-        });
-    }
-    wholes > halves * ERROR_RATIO_MAX * ERROR_RATIO_MAX
-}
-
-/// The sum of the squared errors of a row.
-fn error(row: &[f32], group: usize, power: Power) -> f64 {
-    let of_group = |values: &[f32]| {
-        let mut codes = [0i8; BLOCK];
-        let scale = from_f16(quantise_group(values, power, &mut codes)) * power.down;
-        let errors = values.iter().zip(codes).map(|(value, code)| f64::from(value - f32::from(code) * scale));
-        errors.map(|error| error * error).sum::<f64>()
-    };
-    row.chunks(group).map(of_group).sum()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use holdfast_model::nested::HALF;
 
     use super::*;
     use crate::kernels::pack::Q8_0_BYTES;

@@ -17,15 +17,15 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{DeviceArgs, DeviceCommand, DeviceServeArgs, SettingsArgs};
 use crate::registry::Registry;
-use crate::settings::{KvFormat, Settings, Weights};
-use crate::{build, devices, find, load_settings, runtime};
+use crate::settings::{DeviceKind, KvFormat, Settings, Weights};
+use crate::{build, devices, find, gpus, load_settings, runtime};
 
 /// The device for the `place`th model, as the settings say.
 ///
 /// # Errors
 /// A device that cannot be made, that does not answer, or that holds another model.
 pub(crate) fn find(settings: &Settings, place: usize, name: &str, model: &Model) -> anyhow::Result<Box<dyn Backend>> {
-    let Some(address) = settings.device.remote_address() else { return Ok(Box::new(local(settings, place, model)?)) };
+    let Some(address) = settings.device.remote_address() else { return local(settings, place, model) };
     let remote = RemoteSettings {
         address: address.clone(),
         connect_timeout: Duration::from_secs(settings.device.connect_timeout_s),
@@ -79,7 +79,7 @@ async fn lend(args: DeviceServeArgs) -> anyhow::Result<()> {
         }
         say("stopping: the runtime that has the device waits for it to come back");
     };
-    let served = serve(Box::new(device), listener, signalled).await;
+    let served = serve(device, listener, signalled).await;
     telemetry.shutdown().await;
     Ok(served?)
 }
@@ -102,9 +102,12 @@ async fn listen(address: &DeviceAddress, insecure: bool) -> anyhow::Result<Liste
     Ok(listener)
 }
 
-/// A CPU device that holds a model.
-fn local(settings: &Settings, place: usize, model: &Model) -> anyhow::Result<NeuronDevice> {
-    Ok(NeuronDevice::new(model.config(), model.weights(), &neuron_settings(settings, place, model)?)?)
+/// A device of this machine that holds a model.
+fn local(settings: &Settings, place: usize, model: &Model) -> anyhow::Result<Box<dyn Backend>> {
+    if settings.device.kind == DeviceKind::Cuda {
+        return gpus::device(settings, model);
+    }
+    Ok(Box::new(NeuronDevice::new(model.config(), model.weights(), &neuron_settings(settings, place, model)?)?))
 }
 
 /// Settings of the CPU device for `model`, the `place`th.

@@ -11,6 +11,7 @@ mod devices;
 mod find;
 mod flags;
 mod gauges;
+mod gpus;
 mod models;
 mod reason;
 mod registry;

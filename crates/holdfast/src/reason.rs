@@ -11,6 +11,7 @@ use holdfast_model::ModelError;
 use holdfast_telemetry::TelemetryError;
 use holdfast_types::Reason;
 
+use crate::gpus;
 use crate::registry::RegistryError;
 
 /// The reason, from whichever error in the chain has one.
@@ -20,9 +21,10 @@ pub(crate) fn of(error: &anyhow::Error) -> Option<Reason> {
         let model = || cause.downcast_ref().map(|error: &ModelError| error.failure().reason);
         let registry = || cause.downcast_ref().map(RegistryError::reason);
         let device = || cause.downcast_ref().map(device);
+        let gpu = || gpus::reason(cause);
         let remote = || cause.downcast_ref().map(remote);
         let telemetry = || cause.downcast_ref().map(|_: &TelemetryError| Reason::InvalidSetting);
-        journal.or_else(registry).or_else(model).or_else(device).or_else(remote).or_else(telemetry)
+        journal.or_else(registry).or_else(model).or_else(device).or_else(gpu).or_else(remote).or_else(telemetry)
     })
 }
 

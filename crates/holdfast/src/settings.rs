@@ -54,7 +54,7 @@ pub(crate) struct Settings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DeviceSettings {
-    /// `neuron`, the CPU device of this process, or `remote`, a device that another process lends.
+    /// `neuron`, the CPU device of this process, `cuda`, a GPU, or `remote`, a device that another process lends.
     pub(crate) kind: DeviceKind,
     /// Where a remote device listens: `unix:/path` or `host:port`. The settings of the CPU device are its own then.
     pub(crate) address: Option<String>,
@@ -64,7 +64,13 @@ pub(crate) struct DeviceSettings {
     pub(crate) step_timeout_s: u64,
     /// Threads of the CPU device; 0 is one per core.
     pub(crate) threads: usize,
-    /// How weights are held: `f32`, `bf16`, `nested`, or `auto`: f32 below 64 million parameters, else nested.
+    /// Which of the GPUs that the driver knows of.
+    pub(crate) ordinal: u32,
+    /// The part of a GPU's free memory that KV gets once weights are there, above 0 and at most 1.
+    pub(crate) memory_fraction: f64,
+    /// The library of NVRTC, CUDA's compiler at run time, where it is in no usual place.
+    pub(crate) nvrtc: Option<PathBuf>,
+    /// How weights are held: `f32`, `bf16`, `nested`, or `auto`: on a GPU bf16; on the CPU device f32 below 64 million parameters, else nested.
     pub(crate) weights: Weights,
     /// Where packed weights are kept from one start to the next; `packings` in `data_dir` unless set.
     pub(crate) packing_dir: Option<PathBuf>,
@@ -90,17 +96,19 @@ pub(crate) struct DeviceSettings {
 pub(crate) enum DeviceKind {
     /// On the CPU device of this process.
     Neuron,
+    /// On an NVIDIA GPU.
+    Cuda,
     /// On a device that another process lends.
     Remote,
 }
 
-/// How the CPU device holds weights.
+/// How a device holds weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Weights {
-    /// As the size of the model asks for.
+    /// As the device and the size of the model ask for.
     Auto,
-    /// As they are.
+    /// As they are: the CPU device alone.
     F32,
     /// Rounded to bf16.
     Bf16,
@@ -262,6 +270,9 @@ impl Default for DeviceSettings {
             connect_timeout_s: 10,
             step_timeout_s: 120,
             threads: 0,
+            ordinal: 0,
+            memory_fraction: 0.9,
+            nvrtc: None,
             weights: Weights::Auto,
             packing_dir: None,
             packing_bytes: 16 << 30,
@@ -433,6 +444,11 @@ impl Settings {
             return wrong("device.block_tokens", format!("{block} is not a multiple of 16 up to 1024"));
         }
         self.device.check_remote(self.models.len())?;
+        self.device.check_gpu()?;
+        let share = self.device.memory_fraction;
+        if !(share > 0.0 && share <= 1.0) {
+            return wrong("device.memory_fraction", format!("{share} is not above 0 and at most 1"));
+        }
         for (key, value) in [
             ("device.connect_timeout_s", self.device.connect_timeout_s),
             ("device.step_timeout_s", self.device.step_timeout_s),
@@ -470,11 +486,28 @@ impl DeviceSettings {
         if self.kind == DeviceKind::Remote { self.address.as_ref()?.parse().ok() } else { None }
     }
 
+    /// What a GPU has not.
+    fn check_gpu(&self) -> Result<(), SettingsError> {
+        let wrong = |key, problem: &str| Err(SettingsError::Meaning { key, problem: problem.to_owned() });
+        if self.kind != DeviceKind::Cuda {
+            return Ok(());
+        }
+        if self.weights == Weights::F32 {
+            return wrong("device.weights", "a GPU holds bf16 or nested, not f32");
+        }
+        if !matches!(self.kv_format, KvFormat::Auto | KvFormat::Bf16) {
+            return wrong("device.kv_format", "a GPU holds keys and values in bf16 alone");
+        }
+        Ok(())
+    }
+
     fn check_remote(&self, models: usize) -> Result<(), SettingsError> {
         let wrong = |problem: String| Err(SettingsError::Meaning { key: "device.address", problem });
         match (self.kind, &self.address) {
-            (DeviceKind::Neuron, None) => Ok(()),
-            (DeviceKind::Neuron, Some(_)) => wrong("is of no use unless device.kind is \"remote\"".to_owned()),
+            (DeviceKind::Neuron | DeviceKind::Cuda, None) => Ok(()),
+            (DeviceKind::Neuron | DeviceKind::Cuda, Some(_)) => {
+                wrong("is of no use unless device.kind is \"remote\"".to_owned())
+            }
             (DeviceKind::Remote, None) => {
                 wrong("say where the remote device listens: unix:/path or host:port".to_owned())
             }
@@ -489,106 +522,4 @@ impl DeviceSettings {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::result_large_err)]
-    use super::*;
-
-    /// A layer that says nothing. Only tests in a [`figment::Jail`] may read the environment: it is the whole process's,
-    /// and the jails of other tests change it.
-    fn none() -> Serialized<toml::Table> {
-        Serialized::globals(toml::Table::new())
-    }
-
-    #[test]
-    fn file_then_environment_then_flags_and_the_origin_is_told() {
-        figment::Jail::expect_with(|jail| {
-            jail.create_file("h.toml", "[device]\nthreads = 3\nslots = 7\n[limits]\npage_size = 5\n")?;
-            jail.set_env("HOLDFAST_DEVICE__SLOTS", "9");
-            let flags = figment::providers::Toml::string("listen = \"127.0.0.1:9\"");
-            let loaded = load(Some(Path::new("h.toml")), environment(), flags).unwrap();
-            assert_eq!(loaded.settings.device.threads, 3);
-            assert_eq!(loaded.settings.device.slots, 9);
-            assert_eq!(loaded.settings.limits.page_size, 5);
-            assert_eq!(loaded.settings.listen.port(), 9);
-            assert!(loaded.origin("device.threads").ends_with("h.toml"));
-            assert_eq!(loaded.origin("device.slots"), "HOLDFAST_DEVICE__SLOTS");
-            assert_eq!(loaded.origin("device.kv_bytes"), "built-in");
-            Ok(())
-        });
-    }
-
-    #[test]
-    fn models_are_registered_in_the_data_directory_unless_said_otherwise() {
-        let toml = "data_dir = \"/data\"";
-        assert_eq!(load(None, none(), Toml::string(toml)).unwrap().settings.models_dir(), Path::new("/data/models"));
-        let toml = "data_dir = \"/data\"\nmodels_dir = \"/srv\"";
-        assert_eq!(load(None, none(), Toml::string(toml)).unwrap().settings.models_dir(), Path::new("/srv"));
-    }
-
-    #[test]
-    fn packed_weights_lie_in_the_data_directory_unless_said_otherwise() {
-        let packings = |toml: &str| load(None, none(), Toml::string(toml)).unwrap().settings.packings();
-        let directory = |toml: &str| packings(toml).unwrap().directory;
-        assert_eq!(directory("data_dir = \"/data\""), Path::new("/data/packings"));
-        assert_eq!(directory("data_dir = \"/data\"\n[device]\npacking_dir = \"/cache\""), Path::new("/cache"));
-        assert_eq!(packings("[device]\npacking_bytes = 0"), None);
-    }
-
-    #[test]
-    fn unknown_keys_are_errors_in_every_layer() {
-        figment::Jail::expect_with(|jail| {
-            jail.create_file("h.toml", "[device]\nthread = 3\n")?;
-            let error = load(Some(Path::new("h.toml")), none(), none()).unwrap_err().to_string();
-            assert!(error.contains("thread") && error.contains("INVALID_SETTING"), "{error}");
-            jail.set_env("HOLDFAST_LISTN", "x");
-            let error = load(None, environment(), none()).unwrap_err().to_string();
-            assert!(error.contains("listn"), "{error}");
-            Ok(())
-        });
-    }
-
-    #[test]
-    fn values_that_cannot_be_meant_are_refused_by_key() {
-        for (toml, key) in [
-            ("listen = \"0.0.0.0:50051\"", "listen"),
-            ("models = []", "models"),
-            ("[device]\nblock_tokens = 17", "device.block_tokens"),
-            ("[device]\nslots = 0", "device.slots"),
-            ("[limits]\npage_size = 0", "page_size"),
-            ("[chip]\nname = \"trn9\"", "trn9"),
-            ("[prices]\ntrn2_usd_per_hour = -1.0", "prices.trn2_usd_per_hour"),
-            ("[device]\nkind = \"remote\"", "device.address: say where"),
-            ("[device]\naddress = \"unix:/x\"", "device.address: is of no use"),
-            ("[device]\nkind = \"remote\"\naddress = \"nowhere\"", "write unix:/path or host:port"),
-            ("models = [\"a\", \"b\"]\n[device]\nkind = \"remote\"\naddress = \"unix:/x\"", "holds one model"),
-            ("[device]\nstep_timeout_s = 0", "device.step_timeout_s"),
-        ] {
-            let error = load(None, none(), Toml::string(toml)).unwrap_err().to_string();
-            assert!(error.contains(key), "{toml}: {error}");
-        }
-        assert!(load(None, none(), Toml::string("listen = \"0.0.0.0:50051\"\ninsecure = true")).is_ok());
-        assert!(matches!(load(Some(Path::new("/nowhere.toml")), none(), none()), Err(SettingsError::File(..))));
-    }
-
-    #[test]
-    fn the_guide_tells_every_key_with_its_default() {
-        let guide = include_str!("../../../docs/configuration.md");
-        let toml::Value::Table(root) = toml::Value::try_from(Settings::default()).unwrap() else { unreachable!() };
-        let mut keys = Vec::new();
-        for (key, value) in &root {
-            match value.as_table() {
-                Some(section) => keys.extend(section.iter().map(|(inner, value)| (format!("{key}.{inner}"), value))),
-                None => keys.push((key.clone(), value)),
-            }
-        }
-        assert!(keys.len() > 30);
-        for (key, value) in keys {
-            let row = guide.lines().find(|line| line.starts_with(&format!("| `{key}` |")));
-            let row = row.unwrap_or_else(|| panic!("docs/configuration.md has no row for {key}"));
-            if key != "data_dir" {
-                let default = value.to_string().replace('"', "");
-                assert!(row.replace('"', "").contains(&default), "{row} does not tell the default {default}");
-            }
-        }
-    }
-}
+mod tests;

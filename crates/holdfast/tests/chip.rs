@@ -79,9 +79,17 @@ fn devices_tells_programs_budgets_speed_and_how_far_the_model_is_off() {
     let output = devices(&home, &[]);
     assert!(output.status.success(), "{output:?}");
     let page = String::from_utf8(output.stdout).unwrap();
-    for words in
-        ["pebble on neuron:0", "stands for trn2", "modelled", "programs ", "HBM ", "SBUF ", "inf2.48xlarge", "padding"]
-    {
+    for words in [
+        "pebble on neuron:0",
+        "stands for trn2",
+        "modelled",
+        "programs ",
+        "HBM ",
+        "SBUF ",
+        "inf2.48xlarge",
+        "padding",
+        "GPUs: ",
+    ] {
         assert!(page.contains(words), "{words}: {page}");
     }
     let output = devices(&home, &["--json", "--set", "chip.name=inf2", "--set", "prices.inf2_usd_per_hour=2.0"]);

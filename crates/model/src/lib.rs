@@ -16,6 +16,7 @@ mod limits;
 mod messages;
 mod model;
 mod mxfp4;
+pub mod nested;
 mod overrides;
 mod pebble;
 pub mod random;

@@ -19,14 +19,14 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub(crate) use holdfast_model::nested::from_f16;
+/// Depths of a block, which is also the group of the rows' scales, and of its half.
+pub use holdfast_model::nested::{BLOCK, HALF};
+
 use super::{Isa, Level};
 
 /// Output features of a panel: two AVX-512 registers of sums, so that a code of a row that was read is used twice.
 pub const COLUMNS: usize = 32;
-/// Depth of a block: the group of the rows' scales, and the larger group of the weights'.
-pub const BLOCK: usize = 64;
-/// The smaller group of the weights' scales, which is that of Q8_0 files.
-pub const HALF: usize = BLOCK / 2;
 /// Most rows of a tile: with 16 columns, what both halves of a block give fits into the 32 registers of AVX-512.
 pub const TILE: usize = 12;
 /// Codes of a block along the depth that one 32-bit lane holds.
@@ -259,25 +259,10 @@ fn factors(scales: [f32; 2], halves: bool) -> [f32; 3] {
     [first, second, if halves { -BIAS * first - BIAS * second } else { -BIAS * first }]
 }
 
-/// Exactly the value of an f16 that is finite. Subnormals too: a product with a power of two puts exponents right.
-#[inline(always)]
-pub(crate) fn from_f16(half: u16) -> f32 {
-    /// 2^112: the difference of the exponents' biases.
-    const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
-    f32::from_bits((u32::from(half) & 0x7fff) << 13) * REBIAS
-}
-
-/// The f16 nearest to a value that is 0 or in 2^-14..65,504, ties to even.
-#[inline(always)]
-pub(crate) fn to_f16(value: f32) -> u16 {
-    /// 2^-112.
-    const REBIAS: f32 = f32::from_bits((127 - 112) << 23);
-    let bits = (value * REBIAS).to_bits();
-    ((bits + 0xfff + (bits >> 13 & 1)) >> 13) as u16
-}
-
 #[cfg(test)]
 mod tests {
+    use holdfast_model::nested::to_f16;
+
     use super::*;
 
     /// Every f16 scale, code and row in the plainest way, in the stated order.
@@ -384,26 +369,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn f16_is_exact_and_rounds_to_the_nearest() {
-        for bits in 0..0x7c00_u16 {
-            let value = from_f16(bits);
-            let (exponent, mantissa) = (i32::from(bits >> 10), f64::from(bits & 0x3ff));
-            let want = match exponent {
-                0 => mantissa * 2f64.powi(-24),
-                _ => (1024.0 + mantissa) * 2f64.powi(exponent - 25),
-            };
-            assert_eq!(f64::from(value), want);
-            if exponent > 0 && bits < 0x7bff {
-                let next = from_f16(bits + 1);
-                assert_eq!(to_f16(value), bits);
-                assert_eq!(to_f16(value + (next - value) * 0.49), bits);
-                assert_eq!(to_f16(value + (next - value) * 0.51), bits + 1);
-                assert_eq!(to_f16(value + (next - value) * 0.5), bits + (bits & 1));
-            }
-        }
-        assert_eq!(to_f16(0.0), 0);
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! In: the rows of a panel. Out: its planes and f16 scales. Deliberately not here: which groups a matrix has, and threads.
 
+use holdfast_model::nested::{Power, quantise_group};
+
 use super::kernel;
-use super::nested::{BLOCK, COLUMNS, HALF, LANE, PLANE, STEP, STEPS, from_f16, to_f16};
-use super::quantise::{CODE_MAX, rounded};
+use super::nested::{BLOCK, COLUMNS, HALF, LANE, PLANE, STEP, STEPS};
 
 /// The byte of the code 0.
 pub(crate) const ZERO: u8 = 128;
@@ -15,44 +16,6 @@ pub(crate) const Q8_0_BYTES: usize = 2 + HALF;
 const ZEROS: u32 = u32::from_ne_bytes([ZERO; LANE]);
 /// The lower nibble of every byte.
 const LOWER: u32 = u32::from_ne_bytes([0x0f; LANE]);
-
-/// What all scales of a matrix are multiplied with, so that the largest is near the end of what f16 holds: a power of two, which changes
-/// no digit, and its inverse.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Power {
-    pub(crate) up: f32,
-    pub(crate) down: f32,
-}
-
-impl Power {
-    /// For a matrix whose largest element has this size.
-    pub(crate) fn of_largest(size: f32) -> Self {
-        /// The largest scale is in 2^14..2^15.
-        const EXPONENT: i32 = 14;
-        let exponent = (size / CODE_MAX).to_bits() >> 23;
-        // Both stay normal numbers.
-        let shift = if exponent == 0 { 0 } else { (EXPONENT + 127 - exponent as i32).clamp(-120, 120) };
-        let two_to = |power: i32| f32::from_bits(((127 + power) as u32) << 23);
-        Self { up: two_to(shift), down: two_to(-shift) }
-    }
-}
-
-/// Codes of a group, and the f16 of its scale times `power.up`.
-#[inline(always)]
-pub(crate) fn quantise_group(values: &[f32], power: Power, codes: &mut [i8]) -> u16 {
-    let mut most = 0u32;
-    for value in values {
-        most = most.max(value.to_bits() & 0x7fff_ffff);
-    }
-    let half = to_f16(f32::from_bits(most) / CODE_MAX * power.up);
-    let scale = from_f16(half) * power.down;
-    let inverse = if half == 0 { 0.0 } else { 1.0 / scale };
-    for (code, value) in codes.iter_mut().zip(values) {
-        // A scale may be rounded down: the largest element would then be a little above 127.
-        *code = rounded((value * inverse).clamp(-CODE_MAX, CODE_MAX));
-    }
-    half
-}
 
 kernel! {
     /// Packs at most [`COLUMNS`] rows with groups of 32 (`halves`) or 64: `upper` and `lower` are `[blocks][PLANE]`, `scales` is

@@ -3,13 +3,10 @@
 //! In: f32. Out: codes in -127..=127 and scales, `value ≈ code * scale`. A row is quantised by itself, group by group, never with its
 //! batch. Deliberately not here: products of codes, and which groups a matrix has.
 
+use holdfast_model::nested::{CODE_MAX, rounded};
+
 use super::nested::{BLOCK, HALF, SHIFTS, TileMut, biased, shift};
 use super::{LANES, kernel};
-
-/// Largest code. -128 is not used: codes are symmetric.
-pub(crate) const CODE_MAX: f32 = 127.0;
-/// 1.5 * 2^23: adding it rounds to a whole number, ties to even, and leaves that number in the low bits.
-const ROUNDER: f32 = 12_582_912.0;
 
 /// Groups whose largest size is not above it become zeros: the inverse of their scale may not be a number.
 pub(crate) const LEAST: f32 = 1e-30;
@@ -62,12 +59,6 @@ pub(crate) fn largest<const N: usize>(values: &[f32; N]) -> f32 {
         }
     }
     f32::from_bits(most.into_iter().fold(0, u32::max))
-}
-
-/// The nearest whole number, ties to even; the value is in -128..=127.
-#[inline(always)]
-pub(crate) fn rounded(value: f32) -> i8 {
-    (value + ROUNDER).to_bits() as i8
 }
 
 #[cfg(test)]

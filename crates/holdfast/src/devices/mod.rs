@@ -1,4 +1,5 @@
-//! `holdfast devices`: the device of each served model as settings make it, the chip that it stands for, and what is modelled.
+//! `holdfast devices`: the CPU device of each served model as settings make it, the chip that it stands for, and what is modelled; and the GPUs
+//! of this machine.
 //!
 //! In: settings. Out: a page for people, or JSON. No server is needed and none is asked; no weights are packed. Deliberately not here: any
 //! figure of the model's (`holdfast_backend_neuron::program`), and anything measured.
@@ -11,8 +12,9 @@ use holdfast_backend_neuron::program::{Buckets, Chip, ChipChoice, ChipModel, Chi
 use holdfast_backend_neuron::{NeuronDevice, NeuronError};
 
 use crate::device::neuron_settings;
+use crate::gpus;
 use crate::runtime::sources;
-use crate::settings::{ChipName, PriceSettings, Settings};
+use crate::settings::{ChipName, DeviceKind, PriceSettings, Settings};
 use report::{DeviceReport, Report};
 
 /// The chip that a device stands for unless one is named.
@@ -24,7 +26,9 @@ const AUTO: ChipName = ChipName::Trn2;
 /// A model that cannot be loaded, a setting that cannot be used, a chip that was named and does not hold a model.
 pub(crate) fn run(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let mut devices = Vec::new();
-    for (place, (name, found)) in sources(settings)?.into_iter().enumerate() {
+    // How much a GPU would hold, only taking it tells.
+    let is_gpu = settings.device.kind == DeviceKind::Cuda;
+    for (place, (name, found)) in sources(settings)?.into_iter().enumerate().filter(|_| !is_gpu) {
         let model = found.load()?;
         let wanted = neuron_settings(settings, place, &model)?;
         let description = NeuronDevice::description(model.config(), model.weights(), &wanted)?;
@@ -34,7 +38,7 @@ pub(crate) fn run(settings: &Settings, json: bool) -> anyhow::Result<()> {
             ChipModel::compile(model.config(), &used(settings, chip), &demand)
         }));
     }
-    let report = Report::of(devices)?;
+    let report = Report::of(devices, gpus::gpus(settings))?;
     let mut out = std::io::stdout().lock();
     match json {
         true => writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?,

@@ -10,6 +10,8 @@ use holdfast_types::DeviceDescription;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
+use crate::gpus::Gpus;
+
 /// The steps that speed is told for: a decode step of this many sequences at this many tokens, or three quarters of the context.
 const DECODE_SEQUENCES: usize = 8;
 const DECODE_CONTEXT: u32 = 3_000;
@@ -20,6 +22,7 @@ const PREFILL_ROWS: u32 = 512;
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     devices: Vec<DeviceReport>,
+    gpus: Gpus,
     chip_table: Vec<ChipRow>,
     chip_table_source: String,
     list_prices: Vec<PriceRow>,
@@ -120,7 +123,7 @@ struct PointRow {
 }
 
 impl Report {
-    pub(super) fn of(devices: Vec<DeviceReport>) -> anyhow::Result<Self> {
+    pub(super) fn of(devices: Vec<DeviceReport>, gpus: Gpus) -> anyhow::Result<Self> {
         let point = |point: &points::Point| -> anyhow::Result<PointRow> {
             let modelled_tokens_per_s = point.modelled()?;
             let error = modelled_tokens_per_s / point.tokens_per_s - 1.0;
@@ -129,6 +132,7 @@ impl Report {
         };
         Ok(Self {
             devices,
+            gpus,
             chip_table: CHIPS.iter().map(ChipRow::of).collect(),
             chip_table_source: format!("{}, {}", chip::SOURCE, chip::DATE),
             list_prices: price::PRICES.iter().map(PriceRow::of).collect(),
@@ -141,6 +145,8 @@ impl Report {
         for device in &self.devices {
             device.print(out)?;
         }
+        self.gpus.print(out)?;
+        writeln!(out)?;
         writeln!(
             out,
             "Modelled figures come from the chip table ({}) and one fitted parameter:",

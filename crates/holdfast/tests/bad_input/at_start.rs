@@ -44,6 +44,8 @@ pub(crate) const STARTS: &[Start] = starts! {
         home.refused(&["--set", "device.block_tokens=17"], &[]);
     "a KV pool that cannot hold one block" => "INVALID_SETTING", ["kv_bytes"], |home|
         home.refused(&["--set", "device.kv_bytes=4096"], &[]);
+    "a GPU that this machine has not" => "INVALID_SETTING", ["neuron"], |home|
+        home.refused(&["--set", "device.kind=cuda", "--set", "device.ordinal=1000"], &[]);
     "a named chip without room for the model" => "INVALID_SETTING", ["HBM", "trn2"], |home|
         home.refused(&["--set", "chip.name=trn2", "--set", "chip.hbm_bytes=1048576"], &[]);
     "buckets that do not rise" => "INVALID_SETTING", ["buckets", "batch"], |home|
