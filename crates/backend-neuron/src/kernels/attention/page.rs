@@ -11,9 +11,11 @@
 //! In int8, a key and a value each have a scale of their own, an f32: those of all positions of a block lie behind its codes. A score is the
 //! product of a query with codes, times the key's scale; a weight is multiplied by the value's scale before it meets the codes.
 
+use holdfast_model::nested::{CODE_MAX, rounded};
+
 use super::lanes::Lanes;
 use crate::kernels::LANES;
-use crate::kernels::quantise::{CODE_MAX, LEAST, rounded};
+use crate::kernels::quantise::LEAST;
 
 /// Positions of a page.
 pub(crate) const PAGE: usize = LANES;
