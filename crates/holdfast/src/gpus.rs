@@ -108,7 +108,7 @@ mod with {
 
     /// The reason of an error of the device crate's.
     pub(crate) fn reason(error: &(dyn Error + 'static)) -> Option<Reason> {
-        error.downcast_ref().map(|error| match error {
+        error.downcast_ref().map(|error: &CudaError| match error {
             // The settings ask for what is not there.
             CudaError::NoDriver
             | CudaError::NoCard { .. }
