@@ -82,7 +82,7 @@ fn values_that_cannot_be_meant_are_refused_by_key() {
 
 #[test]
 fn the_guide_tells_every_key_with_its_default() {
-    let guide = include_str!("../../../docs/configuration.md");
+    let guide = include_str!("../../../../docs/configuration.md");
     let toml::Value::Table(root) = toml::Value::try_from(Settings::default()).unwrap() else { unreachable!() };
     let mut keys = Vec::new();
     for (key, value) in &root {
