@@ -399,8 +399,8 @@ mod tests {
         MicroShape { seed, layers: 2, ..MicroShape::default() }.build().unwrap()
     }
 
-    /// Matrices of such a model: four of each layer, and the embedding.
-    const MATRICES: usize = 2 * 4 + 1;
+    /// Matrices of such a model: five of each layer, and the embedding.
+    const MATRICES: usize = 2 * 5 + 1;
 
     #[test]
     fn what_was_packed_is_read_back_bit_for_bit() {
