@@ -297,8 +297,10 @@ fn assert_part_of(heard: &[v1::Event], whole: &[v1::Event]) {
             assert_eq!(length, later, "what the deltas up to {sequence} add up to");
         }
     }
-    let sampled = heard.samples.iter().zip(&whole.samples);
-    assert!(heard.samples.len() <= whole.samples.len() && sampled.clone().all(|(a, b)| a == b), "log probabilities");
+    for (item, samples) in &heard.samples {
+        let later = whole.samples.get(item).map_or(&[][..], Vec::as_slice);
+        assert!(later.starts_with(samples), "{item}: log probabilities, heard {samples:?}, read later {later:?}");
+    }
 }
 
 /// Numbered events of one turn, deltas folded.
@@ -309,8 +311,9 @@ struct Story {
     texts: BTreeMap<String, String>,
     /// By the number of a delta: bytes of its item up to here.
     lengths: BTreeMap<u64, (String, usize)>,
-    /// By place and token: bits of the log probabilities of an item's tokens.
-    samples: Vec<(u64, u32, u32)>,
+    /// By item: place and token of what it was sampled from, and the bits of the log probability. By item since the stream
+    /// that answers a call begins behind the text that came before the call.
+    samples: BTreeMap<String, Vec<(u64, u32, u32)>>,
 }
 
 impl Story {
@@ -325,7 +328,7 @@ impl Story {
                 Some(Kind::TextDelta(delta)) => {
                     story.add(event.sequence, &delta.item, &delta.text);
                     let bits = |sample: &v1::TokenLogprob| (sample.position, sample.token, sample.logprob.to_bits());
-                    story.samples.extend(delta.logprobs.iter().map(bits));
+                    story.samples.entry(delta.item.clone()).or_default().extend(delta.logprobs.iter().map(bits));
                 }
                 Some(Kind::ReasoningDelta(delta)) => story.add(event.sequence, &delta.item, &delta.text),
                 Some(Kind::ToolArgumentsDelta(delta)) => story.add(event.sequence, &delta.item, &delta.arguments),
