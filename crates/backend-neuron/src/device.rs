@@ -1,7 +1,7 @@
 //! The device: the [`Backend`] of this crate.
 //!
 //! In: plans, late masks, block copies. Out: samples, logits, block bytes. Deliberately not here: the check of a plan (`holdfast_backend::plan`) and the
-//! arithmetic (`forward`). A step is checked when it is submitted and computed when it is collected.
+//! arithmetic (`forward`). A step is checked when it is submitted, and computed when it is collected or beside its owner before.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -16,6 +16,7 @@ use holdfast_types::{
     StepLimits, StepOutput, StepPlan,
 };
 
+use crate::aside::{Aside, Batch, Pass};
 use crate::forward::{Forward, Row, Tables};
 use crate::kv::{GroupPool, bytes_per_token_and_layer, layout_name};
 use crate::program::{ChipModel, Span, stand_in};
@@ -26,29 +27,22 @@ const COPIES_MAX: usize = 4_096;
 
 /// One CPU device.
 ///
-/// Owned by one thread, which computes together with the device's own. Steps run when they are collected, oldest first;
-/// block copies run at once. It never fails on its own: `Lost` and `Fault` do not occur, its epoch stays 1.
+/// Owned by one thread, which computes together with the device's own. Steps run when they are collected, oldest first, but for one whose
+/// owner has something else to do ([`Backend::start`]); block copies run at once, or when that one is done. It never fails on its own: `Lost` and `Fault` do not occur, its epoch stays 1.
 #[derive(Debug)]
 pub struct NeuronDevice {
     description: DeviceDescription,
-    forward: Forward,
-    kv: Vec<GroupPool>,
+    aside: Aside,
     slots: Slots,
     /// Samplers of open slots, as of the last step that ran.
     samplers: Samplers,
     open: VecDeque<Prepared>,
+    /// The oldest open step runs, or has run, beside the device's owner.
+    is_started: bool,
     copies: Vec<CopyDone>,
     next_copy: u64,
     /// Programs for the chip that it stands for.
     chip: Option<ChipModel>,
-}
-
-/// Rows of a step in the order in which they run.
-struct Batch {
-    rows: Vec<Row>,
-    tables: Vec<Tables>,
-    /// Rows whose logits are wanted.
-    wanted: Vec<usize>,
 }
 
 impl NeuronDevice {
@@ -79,9 +73,10 @@ impl NeuronDevice {
             slots: Slots::new(description.slots),
             samplers: Samplers::new(description.slots),
             description,
-            forward,
-            kv,
+            // With one thread in all, what its owner does beside would be no gain.
+            aside: Aside::new(Pass { forward, kv }, settings.ordinal, settings.threads > 1)?,
             open: VecDeque::new(),
+            is_started: false,
             copies: Vec::new(),
             next_copy: 1,
             chip,
@@ -101,20 +96,26 @@ impl NeuronDevice {
         describe(config, weights, settings)
     }
 
-    fn execute(&mut self, step: &Prepared, late: &LateInputs) -> Vec<SequenceOutput> {
+    /// All that comes before the forward pass of a step.
+    fn begin(&mut self, step: &Prepared) -> Batch {
         self.samplers.apply(&step.samplers);
+        let kv = &mut self.aside.pass().kv;
         for (group, from, to) in &step.copies {
-            self.kv[*group].copy(*from, *to);
+            kv[*group].copy(*from, *to);
         }
-        let batch = self.batch(step);
-        let logits = self.forward.run(&batch.rows, &batch.tables, &batch.wanted, &mut self.kv);
+        self.batch(step)
+    }
+
+    /// All that comes behind it.
+    fn end(&mut self, step: &Prepared, late: &LateInputs) -> Vec<SequenceOutput> {
+        let logits = self.aside.pass().forward.last_logits();
         let mut logits = logits.chunks_exact(self.description.vocab_size as usize);
         let asked = step.sequences.iter().filter(|sequence| !sequence.outputs.is_empty());
         asked.map(|sequence| self.samplers.output(sequence, &mut logits, late)).collect()
     }
 
     fn batch(&mut self, step: &Prepared) -> Batch {
-        let mut batch = Batch { rows: Vec::new(), tables: Vec::new(), wanted: Vec::new() };
+        let mut batch = Batch::default();
         let mut scratch_used = 0;
         for (at, sequence) in step.sequences.iter().enumerate() {
             let mut tables = sequence.tables.clone();
@@ -144,10 +145,11 @@ impl NeuronDevice {
         let end = sequence.start + sequence.inputs.len() as u32;
         let first = sequence.start / block_tokens;
         let count = end.div_ceil(block_tokens) - first;
+        let kv = &mut self.aside.pass().kv;
         for (group, table) in tables.iter_mut().enumerate() {
             let base = self.description.kv_groups[group].blocks + used;
             if let Some(begun) = table.get(first as usize) {
-                self.kv[group].copy(*begun, base);
+                kv[group].copy(*begun, base);
             }
             table.truncate(first as usize);
             table.extend(base..base + count);
@@ -173,16 +175,31 @@ impl Backend for NeuronDevice {
         Ok(StepTicket(plan.id))
     }
 
+    fn start(&mut self, ticket: &StepTicket) {
+        let is_next = !self.is_started && self.aside.has_thread();
+        let Some(step) = self.open.pop_front_if(|step| is_next && step.id == ticket.0) else { return };
+        let batch = self.begin(&step);
+        self.aside.send_off(batch);
+        self.open.push_front(step);
+        self.is_started = true;
+    }
+
     #[expect(clippy::disallowed_methods, reason = "a device measures its own time; nothing is decided by it")]
     fn collect(&mut self, ticket: StepTicket, late: &LateInputs) -> Result<StepOutput, BackendError> {
-        let begun = Instant::now();
         match self.open.front() {
             Some(step) if step.id == ticket.0 => check_late(step, late, self.description.vocab_size)?,
             _ => return rejected(format!("step {} is not the oldest open step", ticket.0.0)),
         }
         let Some(step) = self.open.pop_front() else { return rejected("no step is open") };
-        let sequences = self.execute(&step, late);
-        let device_time_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let beside = std::mem::take(&mut self.is_started).then(|| self.aside.wait());
+        let begun = Instant::now();
+        if beside.is_none() {
+            let batch = self.begin(&step);
+            self.aside.pass().run(&batch);
+        }
+        let sequences = self.end(&step, late);
+        let device_time_us =
+            u64::try_from((beside.unwrap_or_default() + begun.elapsed()).as_micros()).unwrap_or(u64::MAX);
         let modelled = self.chip.as_mut().and_then(|chip| modelled(chip, &step));
         Ok(StepOutput { id: step.id, sequences, device_time_us, modelled })
     }
@@ -193,10 +210,11 @@ impl Backend for NeuronDevice {
         if self.copies.len() >= COPIES_MAX {
             return rejected(format!("{COPIES_MAX} copies ended and were not polled"));
         }
+        let kv = &mut self.aside.pass().kv[group];
         let result = match copy.direction {
-            CopyDirection::Export => Some(self.kv[group].export(block)),
+            CopyDirection::Export => Some(kv.export(block)),
             CopyDirection::Import(bytes) => {
-                self.kv[group].import(block, &bytes);
+                kv.import(block, &bytes);
                 None
             }
         };

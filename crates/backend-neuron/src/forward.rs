@@ -130,8 +130,8 @@ impl Forward {
         })
     }
 
-    /// Computes `rows`, writes their KV, and returns the logits of `wanted` (indices of rows), `[wanted][vocab_size]`.
-    pub(crate) fn run(&mut self, rows: &[Row], tables: &[Tables], wanted: &[usize], kv: &mut [GroupPool]) -> &[f32] {
+    /// Computes `rows`, writes their KV, and keeps the logits of `wanted` (indices of rows) until the next run.
+    pub(crate) fn run(&mut self, rows: &[Row], tables: &[Tables], wanted: &[usize], kv: &mut [GroupPool]) {
         let mut buffers = std::mem::take(&mut self.buffers);
         self.embed(rows, &mut buffers);
         let mut change = Change::Nothing;
@@ -144,6 +144,10 @@ impl Forward {
         }
         self.logits(rows, wanted, change, &mut buffers);
         self.buffers = buffers;
+    }
+
+    /// What the last run left, `[wanted][vocab_size]`.
+    pub(crate) fn last_logits(&self) -> &[f32] {
         &self.buffers.logits
     }
 

@@ -9,6 +9,7 @@
 //! in one fixed order, whatever the batch, the tile, the thread or the instruction set; that is why neither threads nor
 //! instruction sets are part of the numerics class.
 
+mod aside;
 mod attention;
 mod decoder;
 mod device;

@@ -236,7 +236,7 @@ impl Shared {
 
 /// Looks for [`SPIN`] whether something is so.
 #[expect(clippy::disallowed_methods, reason = "how long a thread stays awake decides nothing else")]
-fn spin(is_so: impl Fn() -> bool) -> bool {
+pub(crate) fn spin(mut is_so: impl FnMut() -> bool) -> bool {
     let mut begun = None;
     loop {
         for _ in 0..LOOKS {

@@ -62,8 +62,10 @@ impl Host {
             SlotChange::Open { slot, .. } => Some(*slot),
             SlotChange::Table(_) | SlotChange::Close { .. } => None,
         }));
-        let StepTicket(step) = self.backend.submit(plan)?;
-        self.open.push_back(step);
+        let ticket = self.backend.submit(plan)?;
+        // The call to collect it is on its way for a while.
+        self.backend.start(&ticket);
+        self.open.push_back(ticket.0);
         Ok(())
     }
 

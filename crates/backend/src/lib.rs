@@ -35,6 +35,12 @@ pub trait Backend: Send {
     /// [`BackendError::Rejected`] for a wrong plan; the others as they happen.
     fn submit(&mut self, plan: &StepPlan) -> Result<StepTicket, BackendError>;
 
+    /// Says that the caller has other work before it collects this step, the oldest open one: a device that would not compute before
+    /// does so now. Changes nothing that anybody can see but the time.
+    fn start(&mut self, step: &StepTicket) {
+        let _ = step;
+    }
+
     /// Waits for a submitted step, oldest first, and hands over what it gave. `late` holds what the plan could not know,
     /// such as token masks.
     ///

@@ -150,10 +150,17 @@ impl SlotSampler {
                     }
                 }
             }
-            Some(bits) => {
-                for (token, logit) in adjusted.iter_mut().enumerate() {
-                    if !bits.allows(token as TokenId) {
-                        *logit = f32::NEG_INFINITY;
+            Some(TokenMask::Bits(words)) => {
+                let words = words.iter().copied().chain(std::iter::repeat(0));
+                for (logits, word) in adjusted.chunks_mut(64).zip(words) {
+                    match word {
+                        0 => logits.fill(f32::NEG_INFINITY),
+                        u64::MAX => {}
+                        _ => {
+                            for (bit, logit) in logits.iter_mut().enumerate() {
+                                *logit = if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY };
+                            }
+                        }
                     }
                 }
             }
@@ -167,6 +174,10 @@ impl SlotSampler {
         let candidates = &mut self.candidates;
         candidates.clear();
         candidates.extend(self.adjusted.iter().enumerate().filter_map(|(token, logit)| {
+            // Its weight would be nothing; a mask bans most of a vocabulary.
+            if *logit == f32::NEG_INFINITY {
+                return None;
+            }
             let weight = libm::exp((f64::from(*logit) - most) / temperature);
             (weight > 0.0).then_some(Candidate { id: token as TokenId, weight })
         }));

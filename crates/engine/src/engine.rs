@@ -347,6 +347,9 @@ impl Engine {
             (error, how)
         };
         let ticket = self.backend.submit(&step.plan).map_err(became)?;
+        if step.samples.iter().any(|sample| self.runs.get(&RunId(sample.job.0)).is_some_and(RunState::is_guided)) {
+            self.backend.start(&ticket);
+        }
         let mut late = LateInputs::default();
         for sample in &step.samples {
             let run = RunId(sample.job.0);
@@ -418,12 +421,8 @@ impl Engine {
         let mut ends = self.scheduler.is_complete(job).then_some(FinishReason::Prefilled);
         if let Some(token) = sampled {
             self.totals.sampled_tokens += 1;
-            let sampled = state.sampled(&token, end);
+            ends = state.sampled(&token, end);
             effects.push(Effect::Sampled { run, tokens: vec![token] });
-            match sampled {
-                Ok(reason) => ends = reason,
-                Err(failure) => return self.fail(run, failure, end, effects),
-            }
         }
         if let Some(reason) = ends {
             self.finish(run, reason, end, effects);

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use holdfast_kv::Found;
 use holdfast_scheduler::{JobId, Step};
 use holdfast_types::{
-    DeviceDescription, Failure, ModelledUsage, Precision, SampledToken, SequenceId, StepOutput, TimeUs, TokenMask,
-    Usage,
+    DeviceDescription, Failure, ModelledUsage, Precision, SampledToken, SequenceId, StepOutput, TimeUs, TokenId,
+    TokenMask, Usage,
 };
 
 use crate::{FinishReason, Run, SampleRequest};
@@ -32,6 +32,8 @@ pub(crate) struct RunState {
     sample: Option<SampleRequest>,
     /// The mask of the next sample, once it was asked for.
     mask: Option<TokenMask>,
+    /// The latest sample, which its guide is to take before the next mask: with it beside the device's work.
+    untaken: Option<TokenId>,
     /// Tokens of the log when it came.
     pub(crate) log: u32,
     /// Those of them that are input: without what its generation sampled before it was interrupted.
@@ -71,12 +73,27 @@ impl RunState {
         let log = run.log.len() as u32;
         let input = log.saturating_sub(run.resumed);
         let sample = run.sample.take();
-        Self { sequence: run.sequence, sample, mask: None, log, input, losses: 0, reported: None, account }
+        Self {
+            sequence: run.sequence,
+            sample,
+            mask: None,
+            untaken: None,
+            log,
+            input,
+            losses: 0,
+            reported: None,
+            account,
+        }
     }
 
     /// Tokens of the log now.
     pub(crate) fn log_tokens(&self) -> u32 {
         self.log + self.account.usage.output_tokens as u32
+    }
+
+    /// Whether its samples wait for masks.
+    pub(crate) fn is_guided(&self) -> bool {
+        self.sample.as_ref().is_some_and(|sample| sample.guide.is_some())
     }
 
     /// The mask of its next sample, if it is held to a form. Asked again before the next sample, it is not computed again.
@@ -85,6 +102,9 @@ impl RunState {
     /// What its guide says; the run is to fail with it.
     pub(crate) fn mask(&mut self) -> Result<Option<TokenMask>, Failure> {
         let Some(guide) = self.sample.as_mut().and_then(|sample| sample.guide.as_mut()) else { return Ok(None) };
+        if let Some(token) = self.untaken.take() {
+            guide.accept(token)?;
+        }
         if self.mask.is_none() {
             self.mask = Some(guide.mask()?);
         }
@@ -142,31 +162,26 @@ impl RunState {
     }
 
     /// A token was sampled at `now`. Returns why the run ends with it, if it does.
-    ///
-    /// # Errors
-    /// What its guide says; the run is to fail with it.
-    pub(crate) fn sampled(&mut self, token: &SampledToken, now: TimeUs) -> Result<Option<FinishReason>, Failure> {
+    pub(crate) fn sampled(&mut self, token: &SampledToken, now: TimeUs) -> Option<FinishReason> {
         let usage = &mut self.account.usage;
         usage.output_tokens += 1;
         if usage.output_tokens == 1 {
             // 0 means that nothing was sampled.
             usage.time_to_first_token_us = now.saturating_sub(self.account.accepted_us).max(1);
         }
-        let Some(sample) = &mut self.sample else { return Ok(None) };
+        let Some(sample) = &mut self.sample else { return None };
         self.mask = None;
         if sample.stop_tokens.contains(&token.id) {
-            return Ok(Some(FinishReason::StopToken));
+            return Some(FinishReason::StopToken);
         }
         if usage.output_tokens >= u64::from(sample.max_tokens) {
-            return Ok(Some(FinishReason::MaxTokens));
+            return Some(FinishReason::MaxTokens);
         }
         if u64::from(self.log) + usage.output_tokens >= usage.context_limit {
-            return Ok(Some(FinishReason::ContextFull));
+            return Some(FinishReason::ContextFull);
         }
-        match &mut sample.guide {
-            Some(guide) => guide.accept(token.id).map(|()| None),
-            None => Ok(None),
-        }
+        self.untaken = Some(token.id);
+        None
     }
 
     /// From `now` on it holds `bytes` of KV; what it held until now is accounted for. A block that several hold counts for each.

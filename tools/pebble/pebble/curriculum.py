@@ -90,7 +90,7 @@ CPU = [
     Stage(0.06, {96: 1.0}, {"facts": 1.0}),
     Stage(0.16, {160: 1.0}, {"facts": 2, "book": 2, "tools": 4, "chat": 1.5}),
     Stage(0.30, {256: 0.6, 512: 0.4}, {"facts": 1, "book": 1.5, "tools": 5, "memory": 3, "chat": 1}),
-    Stage(0.70, {256: 0.6, 512: 0.4}, {"dense": 6, "tools": 1, "memory": 2, "mix": 1.5, "chat": 0.5}),
+    Stage(0.70, {256: 0.3, 512: 0.5, 1024: 0.2}, {"dense": 6, "tools": 1, "memory": 2, "mix": 1.5, "chat": 0.5}),
     Stage(
         0.86,
         {256: 0.1, 512: 0.4, 1024: 0.5},
