@@ -95,6 +95,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("shared prefix blocks", state::shared_prefix),
     ("nothing behind a window is read", state::windows),
     ("export and import", state::export_and_import),
+    ("a step that was told to begin", state::started_step),
     ("scratch leaves no trace", state::scratch),
     ("a closed slot is new again", state::reopened_slot),
     ("samples are the shared sampler's", sampling::shared_sampler),

@@ -2,10 +2,10 @@
 //!
 //! The measure is always the same: logits equal, bit for bit, to those of the whole sequence computed from scratch.
 
-use holdfast_types::{BlockId, KvDestination};
+use holdfast_types::{BlockId, KvDestination, LateInputs, SlotId, TokenMask};
 
 use super::rig::{Rig, greedy, same_bits};
-use crate::{BlockCopy, CopyDirection};
+use crate::{BackendError, BlockCopy, CopyDirection, StepTicket};
 
 pub(super) fn chunkings(rig: &mut Rig<'_>) {
     let tokens = rig.tokens(10);
@@ -183,6 +183,35 @@ pub(super) fn export_and_import(rig: &mut Rig<'_>) {
         let got = rig.feed(1, kept as u32, &tokens[kept..], &[]);
         same_bits(&got, &want[kept..], "after export and import");
     }
+}
+
+/// A step that was told to begin, with all that may happen before it is collected: a copy, another step, a wrong mask.
+pub(super) fn started_step(rig: &mut Rig<'_>) {
+    let tokens = rig.tokens(65);
+    let want = rig.computed_anew(&tokens);
+    let size = rig.description.block_tokens as usize;
+    let (own, precision) = (rig.blocks(0), rig.precision);
+    rig.open(0, &own, greedy());
+    rig.feed(0, 0, &tokens[..size], &[]);
+    let before = rig.copy(BlockCopy { group: 0, block: BlockId(own[0]), direction: CopyDirection::Export });
+
+    let begun = rig.plan().rows(0, size as u32, &tokens[size..size + 3], precision).want_all_logits().build();
+    let next = rig.plan().rows(0, size as u32 + 3, &tokens[size + 3..size + 4], precision).want_all_logits().build();
+    let first = rig.submit(&begun);
+    rig.backend.start(&first);
+    let beside = rig.copy(BlockCopy { group: 0, block: BlockId(own[0]), direction: CopyDirection::Export });
+    assert!(beside == before, "a block that a started step only reads is what it was");
+    let second = (rig.description.limits.in_flight > 1).then(|| rig.submit(&next));
+    let wrong = LateInputs { masks: vec![(SlotId(1), 0, TokenMask::Only(vec![0]))] };
+    match rig.backend.collect(StepTicket(begun.id), &wrong) {
+        Err(BackendError::Rejected(_)) => {}
+        other => panic!("a mask for a slot without a row must be rejected, not {other:?}"),
+    }
+    let mut outputs = rig.collect(first).sequences;
+    let second = second.unwrap_or_else(|| rig.submit(&next));
+    outputs.extend(rig.collect(second).sequences);
+    let got: Vec<_> = outputs.into_iter().flat_map(|output| output.logits).map(|(_, row)| row).collect();
+    same_bits(&got, &want[size..size + 4], "a step that was told to begin, and the next");
 }
 
 pub(super) fn scratch(rig: &mut Rig<'_>) {
